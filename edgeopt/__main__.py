@@ -1,0 +1,114 @@
+"""The entry point: `edgeopt` and `python -m edgeopt`. Heavy libraries are imported by the verbs that use them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeopt import __version__
+from edgeopt.cli import cache, convert, doctor, inspect, plain, print_json, recipes, targets
+from edgeopt.errors import EdgeoptError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+app = typer.Typer(
+    name="edgeopt",
+    help="Makes trained neural networks small and fast enough for edge devices, and proves it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"edgeopt {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="Start here:  edgeopt convert recipes/fashion-mnist.yaml")
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Makes trained neural networks small and fast enough for edge devices, and proves it."""
+
+
+app.command()(convert.convert)
+app.command()(inspect.inspect)
+app.command()(doctor.doctor)
+app.add_typer(cache.app, name="cache")
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(targets.app, name="targets")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        code = app(arguments, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except EdgeoptError as error:
+        return _fail(error, as_json="--json" in arguments)
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted. The same command goes on from the steps that are finished.\n")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if (code := _usage_error(error)) is not None:
+            return code
+        return _bug(arguments)
+
+
+def _terminated(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(error: EdgeoptError, *, as_json: bool) -> int:
+    lines = [plain(line) for line in error.lines()]
+    sys.stderr.write("\n".join(["Error: " + lines[0], *lines[1:]]) + "\n")
+    if as_json:
+        print_json({"error": {**error.to_json(), "exit_code": error.exit_code}})
+    return error.exit_code
+
+
+def _usage_error(error: Exception) -> int | None:
+    """What typer itself has to say: an unknown option, a missing argument, --help, Abort."""
+    show: Any = getattr(error, "show", None)
+    if callable(show):
+        show()
+        return 2
+    if type(error).__name__ == "Abort":
+        sys.stderr.write("Interrupted.\n")
+        return 130
+    code = getattr(error, "exit_code", None)
+    return code if isinstance(code, int) else None
+
+
+def _bug(arguments: Sequence[str]) -> int:
+    import tempfile
+
+    with tempfile.NamedTemporaryFile("w", prefix="edgeopt-bug-", suffix=".log", delete=False) as log:
+        log.write(f"edgeopt {__version__}\nedgeopt {' '.join(arguments)}\nPython {sys.version}\n\n")
+        traceback.print_exc(file=log)
+    sys.stderr.write(
+        f"Error: this is a bug of edgeopt: {traceback.format_exc().splitlines()[-1]}\nPlease report it with {log.name}\n"
+    )
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""Budgets, verdicts and the choice among candidates: pure, on numbers that were measured elsewhere.
+
+A quantity that was not measured is None, and breaks every limit set on it. This module knows nothing of models or of how
+a number came about; which of two latencies is really lower is asked of `compare`, which knows the raw samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from edgeopt import units
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Something that can be limited or preferred. `lower_is_better` says which side of a limit is inside."""
+
+    name: str
+    parse: Callable[[object], float]
+    format: Callable[[float], str]
+    lower_is_better: bool = True
+    example: str = ""
+
+
+def _count(text: object) -> float:
+    if not str(text).isdigit():
+        raise ValueError(f"{text!r} is not a count: write it like '0'")
+    return int(str(text))
+
+
+def _points(value: float) -> str:
+    return f"{value * 100:.2f} points"
+
+
+def _decibels(value: float) -> str:
+    return f"{value:.1f} dB"
+
+
+def _rate(value: float) -> str:
+    return f"{value:.0f} /s"
+
+
+LATENCY_CLASSES_NS: Dict[str, int] = {
+    "real-time": 10**6,
+    "near-real-time": 10**7,
+    "interactive": 10**8,
+    "batch": 10**9,
+}
+
+
+def _latency(text: object) -> float:
+    if text in LATENCY_CLASSES_NS:
+        return LATENCY_CLASSES_NS[str(text)]
+    return units.parse_time(text)
+
+
+QUANTITIES: Dict[str, Quantity] = {
+    quantity.name: quantity
+    for quantity in (
+        Quantity("latency p50", _latency, units.format_time, example="5 ms"),
+        Quantity("latency p90", _latency, units.format_time, example="5 ms"),
+        Quantity("latency p95", _latency, units.format_time, example="5 ms"),
+        Quantity("latency p99", _latency, units.format_time, example="5 ms"),
+        Quantity("throughput", units.parse_rate, _rate, lower_is_better=False, example="100 /s"),
+        Quantity("cold start", units.parse_time, units.format_time, example="500 ms"),
+        Quantity("peak memory", units.parse_size, units.format_size, example="180 MiB"),
+        Quantity("size", units.parse_size, units.format_size, example="2 MB"),
+        Quantity("accuracy drop", units.parse_fraction, _points, example="1 %"),
+        Quantity(
+            "fidelity", units.parse_fraction, units.format_fraction, lower_is_better=False, example="98 %"
+        ),
+        Quantity("sqnr", units.parse_decibels, _decibels, lower_is_better=False, example="20 dB"),
+    )
+}
+
+Values = Mapping[str, Optional[float]]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A quantity and the bound that it has to keep, in ns, bytes, per second, dB or a fraction of one."""
+
+    quantity: str
+    bound: float
+
+    def __str__(self) -> str:
+        quantity = QUANTITIES[self.quantity]
+        return f"{self.quantity} {'≤' if quantity.lower_is_better else '≥'} {quantity.format(self.bound)}"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The limits, and what to prefer among candidates inside them: quantities, the first one first."""
+
+    limits: Tuple[Limit, ...] = ()
+    prefer: Tuple[str, ...] = ("latency p50",)
+
+    def to_json(self) -> Dict[str, Any]:
+        return {"limits": {limit.quantity: limit.bound for limit in self.limits}, "prefer": list(self.prefer)}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One limit held against one value. `excess` is how far outside, as a fraction of the bound, None where unknown."""
+
+    limit: Limit
+    value: Optional[float]
+    passed: bool
+    excess: Optional[float]
+
+    def __str__(self) -> str:
+        quantity = QUANTITIES[self.limit.quantity]
+        if self.value is None:
+            return f"{self.limit.quantity} was not measured, the limit is {quantity.format(self.limit.bound)}"
+        sign = "≤" if self.passed == quantity.lower_is_better else "≥" if self.passed else ""
+        sign = sign or (">" if quantity.lower_is_better else "<")
+        told = f"{self.limit.quantity} {quantity.format(self.value)} {sign} {quantity.format(self.limit.bound)}"
+        return told if self.passed or self.excess is None else f"{told} ({_percent(self.excess)} outside)"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A candidate as the choice sees it. `steps` counts what was done to the model: fewer is simpler."""
+
+    id: str
+    values: Values
+    steps: int
+    error: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The winner (None when nothing is inside), the fallbacks in rank order, the others with reasons, and why.
+
+    `ties` are the fallbacks that cannot be told from the winner in what is preferred most; `nearest` is the candidate
+    that came nearest when there is no winner.
+    """
+
+    winner: Optional[str]
+    fallbacks: Tuple[str, ...]
+    rejected: Mapping[str, Tuple[str, ...]]
+    ties: Tuple[str, ...]
+    why: str
+    nearest: Optional[str] = None
+
+
+Compare = Callable[[str, str, str], str]
+"""compare(quantity, a, b): "faster", "slower", "tie" or "inconclusive": how candidate `a` stands to `b`."""
+
+
+def judge(budget: Budget, values: Values) -> Tuple[Verdict, ...]:
+    """Every limit of the budget held against a candidate's values."""
+    verdicts: List[Verdict] = []
+    for limit in budget.limits:
+        value = values.get(limit.quantity)
+        over = None if value is None else value - limit.bound
+        if over is not None and not QUANTITIES[limit.quantity].lower_is_better:
+            over = -over
+        excess = over / abs(limit.bound) if over is not None and limit.bound else None
+        verdicts.append(Verdict(limit, value, over is not None and over <= 0, excess))
+    return tuple(verdicts)
+
+
+def choose(candidates: Sequence[Scored], budget: Budget, compare: Compare) -> Choice:
+    """The best candidate inside the budget, by what is preferred first; a tie is broken by what is preferred next.
+
+    A tie that no preference breaks goes to the smaller artifact, then to the one with fewer steps.
+    """
+    rejected: Dict[str, Tuple[str, ...]] = {}
+    inside: List[Scored] = []
+    outside: List[Tuple[float, str]] = []
+    for candidate in candidates:
+        if candidate.error is not None:
+            rejected[candidate.id] = (candidate.error,)
+            continue
+        broken = [verdict for verdict in judge(budget, candidate.values) if not verdict.passed]
+        if broken:
+            rejected[candidate.id] = tuple(str(verdict) for verdict in broken)
+            if all(verdict.excess is not None for verdict in broken):
+                outside.append((max(verdict.excess or 0.0 for verdict in broken), candidate.id))
+        else:
+            inside.append(candidate)
+    if not inside:
+        nearest = min(outside)[1] if outside else None
+        return Choice(None, (), rejected, (), "no candidate is inside the budgets", nearest)
+    ranked = _ranked(inside, budget.prefer[0])
+    best = ranked[0]
+    if best.values.get(budget.prefer[0]) is None:
+        ties = ranked
+    else:
+        ties = [best, *(other for other in ranked[1:] if compare(budget.prefer[0], best.id, other.id) == "tie")]
+    winner = min(ties, key=lambda candidate: _tie_break(candidate, budget.prefer[1:]))
+    others = tuple(candidate.id for candidate in ranked if candidate is not winner)
+    return Choice(
+        winner.id, others, rejected, tuple(c.id for c in ties if c is not winner), _why(winner, ties, inside, budget)
+    )
+
+
+def _order(quantity: str, values: Values) -> Tuple[bool, float]:
+    value = values.get(quantity)
+    if value is None:
+        return (True, 0.0)
+    return (False, value if QUANTITIES[quantity].lower_is_better else -value)
+
+
+def _tie_break(candidate: Scored, preferences: Sequence[str]) -> Tuple[Any, ...]:
+    keys = [_order(quantity, candidate.values) for quantity in (*preferences, "size")]
+    return (*keys, candidate.steps, candidate.id)
+
+
+def _ranked(candidates: Sequence[Scored], quantity: str) -> List[Scored]:
+    return sorted(candidates, key=lambda candidate: (_order(quantity, candidate.values), candidate.steps, candidate.id))
+
+
+def _why(winner: Scored, ties: Sequence[Scored], inside: Sequence[Scored], budget: Budget) -> str:
+    first = budget.prefer[0]
+    value = winner.values.get(first)
+    told = "was not measured" if value is None else QUANTITIES[first].format(value)
+    scope = f"{len(inside)} candidate{'s' if len(inside) > 1 else ''} inside the budgets"
+    if len(ties) == 1:
+        return f"best {first} ({told}) of {scope}"
+    others = ", ".join(candidate.id for candidate in ties if candidate is not winner)
+    breaker = next(
+        (
+            quantity
+            for quantity in (*budget.prefer[1:], "size")
+            if any(winner.values.get(quantity) != other.values.get(quantity) for other in ties)
+        ),
+        "fewer steps",
+    )
+    return f"{first} {told} ties with {others}, decided by {breaker}; {scope}"
+
+
+def _percent(fraction: float) -> str:
+    return f"{fraction * 100:.0f} %" if fraction >= 0.095 else f"{fraction * 100:.1f} %"

@@ -1,0 +1,51 @@
+"""edgeopt targets: the devices that edgeopt knows."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgeopt.cli import Json, console, print_json
+
+app = typer.Typer(help="List or show the shipped targets.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command("list")
+def list_targets(as_json: Json = False) -> int:
+    """List the shipped targets.
+
+    Example:  edgeopt targets list
+    """
+    from edgeopt import catalog
+
+    if as_json:
+        entries = [{"name": e.name, "path": str(e.path), "about": e.about} for e in catalog.targets()]
+        print_json({"schema": 1, "targets": entries})
+        return 0
+    from rich.table import Table
+
+    table = Table("target", "about", "backends", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for entry in catalog.targets():
+        table.add_row(entry.name, entry.about, ", ".join(catalog.target(entry.name).backends))
+    console().print(table)
+    return 0
+
+
+@app.command("show")
+def show_target(
+    name: Annotated[str, typer.Argument(help="A target's name or .yaml file.")], as_json: Json = False
+) -> int:
+    """Print a target's specification.
+
+    Example:  edgeopt targets show raspberry-pi-5
+    """
+    from edgeopt import catalog
+
+    found = catalog.target(name)
+    if as_json:
+        print_json({"schema": 1, **found.to_json()})
+        return 0
+    path = next((entry.path for entry in catalog.targets() if entry.name == name), None)
+    typer.echo((path.read_text() if path else open(name).read()), nl=False)
+    return 0

@@ -1,0 +1,56 @@
+"""What turns a model into the artifact of one runtime, on the host: one file a runtime.
+
+They are apart from `backends` because a device that only runs an artifact has no need of them, and because they may use
+everything the host half has. A compiler is a module with the names of the protocol `Compiler`, and `compile` (the stage)
+is what calls it. To add one from another package, publish it as an entry point in the group `edgeopt.compilers`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+from edgeopt.errors import InputError
+from edgeopt.stages import Options, Produced, StageJob
+
+COMPILERS: dict[str, str] = {
+    "onnxruntime": "edgeopt.compilers.onnxruntime",
+    "openvino": "edgeopt.compilers.openvino",
+    "tflite": "edgeopt.compilers.tflite",
+}
+
+
+class Compiler(Protocol):
+    """The module of a compiler. The vendor libraries are imported inside `compile`."""
+
+    VERSION: int
+    CompileOptions: type[Options]
+
+    def tools(self, options: Any) -> Sequence[str]:
+        """The distributions whose versions change the result; also what has to be installed."""
+        ...
+
+    def sample_roles(self, options: Any, precision: str) -> Sequence[str]:
+        """The data it reads when its parent computes in `precision`."""
+        ...
+
+    def objection(self, options: Any, precision: str) -> str | None:
+        """Why these options make no sense for a parent that computes in `precision`."""
+        ...
+
+    def compile(self, job: StageJob) -> Produced:
+        """Do it. Raises UnsupportedOperator naming the operator, or StageError."""
+        ...
+
+
+def find(name: str) -> Compiler:
+    """The module of a compiler, ours or another package's."""
+    module = COMPILERS.get(name)
+    if module is None:
+        for entry in importlib.metadata.entry_points(group="edgeopt.compilers"):
+            if entry.name == name:
+                return cast(Compiler, entry.load())
+        raise InputError(f"there is no compiler {name!r}", remedy=f"Compilers: {', '.join(COMPILERS)}.")
+    return cast(Compiler, importlib.import_module(module))

@@ -1,0 +1,92 @@
+"""The ONNX file that onnxruntime runs fastest on the CPU: float as it is, Q/DQ lowered, or all of it in fp16.
+
+The work on Q/DQ graphs is that of `edgeopt.lowering`. It knows nothing of other execution providers.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from edgeopt import lowering
+from edgeopt.backends import onnxruntime as backend
+from edgeopt.errors import StageError
+from edgeopt.stages import Options, Produced, StageJob
+
+VERSION = 1
+MODEL = "model.onnx"
+
+
+class CompileOptions(Options):
+    """`precision`: "auto" keeps the parent's; "fp16" halves the file, inputs and outputs stay float32."""
+
+    precision: Literal["auto", "fp16"] = "auto"
+
+
+def tools(options: CompileOptions) -> Sequence[str]:  # noqa: ARG001
+    return ("onnx", "onnxruntime")
+
+
+def sample_roles(options: CompileOptions, precision: str) -> Sequence[str]:  # noqa: ARG001
+    return ()
+
+
+def objection(options: CompileOptions, precision: str) -> str | None:
+    if options.precision == "fp16" and precision != "fp32":
+        return f"fp16 is made from an fp32 model, and this one computes in {precision}"
+    return None
+
+
+def compile(job: StageJob) -> Produced:
+    """Requires an ONNX model, float or Q/DQ. Ensures that onnxruntime loads what it wrote."""
+    import onnx
+
+    source, made = job.parent_folder / job.parent.main, job.out / MODEL
+    precision = job.parent.precision
+    if job.options.precision == "fp16":
+        onnx.save(_halved(onnx.load(str(source))), str(made))
+        precision = "fp16"
+    elif precision == "int8":
+        onnx.save(lowering.for_onnxruntime(onnx.load(str(source))), str(made))
+    else:
+        shutil.copyfile(source, made)
+    job.progress(None, "loading the model in onnxruntime")
+    session = backend.load(made, {}, threads=1)
+    return Produced(
+        format=backend.FORMAT,
+        main=MODEL,
+        inputs=session.inputs,
+        outputs=session.outputs,
+        precision=precision,
+        details={"operators": optimized_operators(made)},
+    )
+
+
+def optimized_operators(model: Path) -> dict[str, int]:
+    """The operators that onnxruntime really runs on this machine, after its own fusions, by type."""
+    import onnx
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / MODEL
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = backend.ERRORS_ONLY
+        options.optimized_model_filepath = str(optimized)
+        onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        nodes = onnx.load(str(optimized)).graph.node
+    return dict(sorted(Counter(node.op_type for node in nodes).items()))
+
+
+def _halved(model: Any) -> Any:
+    """Weights and arithmetic in fp16. Where the CPU has no such kernel, onnxruntime computes in fp32 between casts."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    lowering.drop_value_info(model)
+    try:
+        return convert_float_to_float16(model, keep_io_types=True)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise StageError(f"the model cannot be converted to fp16: {error}") from error

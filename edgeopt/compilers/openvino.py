@@ -1,0 +1,93 @@
+"""OpenVINO's Intermediate Representation from ONNX, float or Q/DQ, which OpenVINO takes as it is.
+
+It knows nothing of the target: whether its CPU has bf16 or f16 arithmetic is seen where the model is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from edgeopt.backends import openvino as backend
+from edgeopt.errors import StageError
+from edgeopt.stages import Options, Produced, StageJob
+
+VERSION = 1
+MODEL = "model.xml"
+_COUNTED = re.compile(r"[A-Za-z]\w*_\d+")
+
+
+class CompileOptions(Options):
+    """`precision`: "auto" keeps the parent's, "bf16" computes in it, "fp16" stores weights in it.
+
+    "fp16" computes in it too where the target has it among its precisions, else in fp32.
+    """
+
+    precision: Literal["auto", "fp16", "bf16"] = "auto"
+
+
+def tools(options: CompileOptions) -> Sequence[str]:  # noqa: ARG001
+    return ("openvino",)
+
+
+def sample_roles(options: CompileOptions, precision: str) -> Sequence[str]:  # noqa: ARG001
+    return ()
+
+
+def objection(options: CompileOptions, precision: str) -> str | None:
+    if options.precision != "auto" and precision != "fp32":
+        return f"{options.precision} is made from an fp32 model, and this one computes in {precision}"
+    return None
+
+
+def compile(job: StageJob) -> Produced:
+    """Requires an ONNX model, float or Q/DQ. Ensures an IR that OpenVINO loads on a CPU.
+
+    The same model and options give the same bytes.
+    """
+    asked = job.options.precision
+    hint = "bf16" if asked == "bf16" else "f16" if asked == "fp16" and "fp16" in job.target.precisions else "f32"
+    main = job.out / MODEL
+    write_ir(job.parent_folder / job.parent.main, main, fp16_weights=asked == "fp16")
+    job.progress(None, "loading the model in OpenVINO")
+    session = backend.load(main, {"precision": "f32"}, threads=1)
+    computes_in = {"bf16": "bf16", "f16": "fp16", "f32": job.parent.precision}[hint]
+    return Produced(
+        format=backend.FORMAT,
+        main=MODEL,
+        inputs=session.inputs,
+        outputs=session.outputs,
+        precision=computes_in,
+        runtime={"precision": hint},
+        details={"weights": "fp16"} if asked == "fp16" else {},
+    )
+
+
+def write_ir(source: Path, main: Path, *, fp16_weights: bool) -> None:
+    """The ONNX model `source` as IR: the file `main` (.xml) and its .bin. Raises UnsupportedOperator or StageError."""
+    openvino = backend.runtime_module()
+    try:
+        model = openvino.convert_model(str(source))
+    except (RuntimeError, openvino.frontend.OpConversionFailure, openvino.frontend.GeneralFailure) as error:
+        failure = StageError(f"OpenVINO cannot convert the model: {backend.reason(error)}")
+        raise backend.refusal(source.name, error) or failure from error
+    _forget_origin(model)
+    _name_anew(model)
+    openvino.save_model(model, str(main), compress_to_fp16=fp16_weights)
+
+
+def _name_anew(model: Any) -> None:
+    """Names the nodes that the converter named by a counter of the whole process ("Reshape_3127") by their place."""
+    for index, node in enumerate(model.get_ordered_ops()):
+        kind = node.get_type_name()
+        if kind not in ("Parameter", "Result") and _COUNTED.fullmatch(node.get_friendly_name()):
+            node.set_friendly_name(f"{kind}_{index}")
+
+
+def _forget_origin(model: Any) -> None:
+    """Drops what the converter notes of its call, the path of the source among it."""
+    notes = model.get_rt_info()
+    for key in list(notes):
+        del notes[key]

@@ -1,0 +1,316 @@
+"""LiteRT (TensorFlow Lite): a float model to a .tflite file, in float32, with float16 weights, or in 8-bit integers.
+
+The model is taken as it was before `quantize`: LiteRT's integer form is made by ai-edge-quantizer from the float .tflite
+file and the same calibration samples, because Q/DQ ONNX has no lossless way into it. Images are given channels last
+(`TensorSpec.layout` is "NHWC"), outputs stay as the source model has them. The batch is static: 1 where it was free.
+
+It does not know how fast the result is, nor which of its operators XNNPACK takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgeopt.artifact import TensorSpec
+from edgeopt.backends import tflite as runtime
+from edgeopt.errors import StageError, UnsupportedOperator
+from edgeopt.samples import Samples, adapt
+from edgeopt.stages import Options, Produced, StageJob
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+    Array = np.ndarray[Any, Any]
+
+VERSION = 1
+MAIN = "model.tflite"
+LARGEST_DIFFERENCE = 1e-3  # of the largest output, between the float32 file and the source model
+BOUNDARY = ("QUANTIZE", "DEQUANTIZE")  # what stands between float32 inputs and outputs and the integer model
+
+
+class CompileOptions(Options):
+    """`auto` is float32 for a float parent and full-integer int8 for a quantized one. `fp16` stores the weights of
+    convolutions and matrix products as float16 and computes in float32: half the size, and the same speed."""
+
+    precision: Literal["auto", "fp32", "fp16"] = "auto"
+
+
+def tools(options: CompileOptions) -> Sequence[str]:
+    return ("litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer", "torch", "onnx", "onnxslim")
+
+
+def sample_roles(options: CompileOptions, precision: str) -> Sequence[str]:
+    return ("calibration",) if precision == "int8" else ()
+
+
+def objection(options: CompileOptions, precision: str) -> str | None:
+    if precision == "int8" and options.precision != "auto":
+        return f"the model is already quantized to int8: {options.precision} would undo it"
+    return None
+
+
+def compile(job: StageJob) -> Produced:
+    """The file `model.tflite`. `details` has "snr_db" (signal to noise of what int8 or fp16 changed, over the checked
+    samples) and "float_operators" (of an int8 file, those that still compute in float, with their number).
+
+    Raises UnsupportedOperator for operators that ONNX import or LiteRT lack, StageError for free dimensions other than
+    the batch and where the float32 file does not compute what the source model does.
+    """
+    precision = job.options.precision
+    if precision == "auto":
+        precision = "int8" if job.parent.precision == "int8" else "fp32"
+    inputs, last = _static(job.parent.inputs), job.out / MAIN
+    job.progress(0.0, "reading the float model")
+    folder = _float_folder(job.lineage)
+    module = _torch_module(folder, inputs)
+    job.progress(0.2, "converting to LiteRT")
+    last.write_bytes(_convert(module, inputs, job.parent.outputs))
+    session = runtime.load(last, {}, 1)
+    specs = _with_layout(session.inputs, inputs)
+    job.progress(0.5, "checking the float32 file")
+    feeds = _examples(job, inputs)
+    reference = _run(session, feeds, specs)
+    _check(reference, _run_onnx(folder / "model.onnx", feeds))
+    details: dict[str, Any] = {}
+    if precision != "fp32":
+        float_model = last.read_bytes()
+        last.write_bytes(_to_fp16(float_model) if precision == "fp16" else _to_int8(job, float_model, specs))
+        job.progress(0.95, f"checking the {precision} file")
+        session = runtime.load(last, {}, 1)
+        details["snr_db"] = _signal_to_noise(reference, _run(session, feeds, specs))
+    if precision == "int8":
+        details["float_operators"] = _float_operators(last)
+    return Produced("tflite", MAIN, specs, session.outputs, precision, details=details)
+
+
+def _float_folder(lineage: Mapping[str, Path]) -> Path:
+    folders = [folder for stage, folder in lineage.items() if stage != "quantize"]
+    if not folders or not (folders[-1] / "model.onnx").is_file():
+        raise StageError("the float model that this one was made of is missing")
+    return folders[-1]
+
+
+def _static(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """The inputs with the batch of 1 where it is free."""
+    static = []
+    for spec in specs:
+        shape = [1 if axis == 0 and isinstance(size, str) else size for axis, size in enumerate(spec.shape)]
+        free = [size for size in shape if isinstance(size, str)]
+        if free:
+            raise StageError(
+                f"LiteRT needs static shapes, and {spec} leaves {', '.join(map(str, free))} free",
+                remedy="Export the model with fixed dimensions; only the batch may be free.",
+            )
+        static.append(TensorSpec(spec.name, tuple(shape), spec.dtype))
+    return tuple(static)
+
+
+def _with_layout(found: Sequence[TensorSpec], source: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(spec.name, spec.shape, spec.dtype, "NHWC" if _is_image(wanted) else None)
+        for spec, wanted in zip(found, source, strict=True)
+    )
+
+
+def _is_image(spec: TensorSpec) -> bool:
+    return len(spec.shape) == 4 and spec.dtype.startswith("float")
+
+
+def _torch_module(folder: Path, inputs: Sequence[TensorSpec]) -> nn.Module:
+    """From the ONNX, whose batch norms are folded: converting it takes half the time that model.pt2 does. That is for
+    what ONNX import lacks."""
+    from edgeopt.formats.onnx_to_torch import import_onnx
+
+    archive = folder / "model.pt2"
+    try:
+        batch = inputs[0].shape[0] if inputs and inputs[0].shape else 1
+        return import_onnx(folder / "model.onnx", batch=int(batch))
+    except UnsupportedOperator:
+        if not archive.is_file():
+            raise
+    import torch
+
+    with _environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):
+        module: nn.Module = torch.export.load(archive).module(check_guards=False)
+    return module
+
+
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _convert(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bytes:
+    """The float32 .tflite file, its signature named as the source model's where Python can say those names."""
+    import torch
+
+    with _environment(LITERT_TORCH_SHOW_PROGRESS="n"):
+        import litert_torch
+    from torch.utils import _pytree as pytree
+
+    keys = {_identifier(spec.name, position): spec for position, spec in enumerate(inputs)}
+
+    class Signature(torch.nn.Module):
+        """Keyword inputs, channels last, and a dict of outputs: LiteRT takes its names from both."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+            self.training = False  # not eval(): what torch.export loads is in evaluation already and refuses the call
+
+        def forward(self, **feeds: torch.Tensor) -> dict[str, torch.Tensor]:
+            first = [feeds[key].permute(0, 3, 1, 2) if _is_image(spec) else feeds[key] for key, spec in keys.items()]
+            leaves = pytree.tree_leaves(self.model(*first))
+            return {spec.name: leaf for spec, leaf in zip(outputs, leaves, strict=True)}
+
+    feeds = {key: torch.zeros(_channels_last(spec), dtype=getattr(torch, spec.dtype)) for key, spec in keys.items()}
+    try:
+        with _environment(LITERT_TORCH_SHOW_PROGRESS="n"), torch.no_grad():
+            model: bytes = litert_torch.convert(Signature(), sample_kwargs=feeds).model_content()
+    except RuntimeError as error:
+        missing = re.search(r"Lowering not found: (\S+)", str(error))
+        if missing:
+            raise UnsupportedOperator(f"LiteRT cannot convert the operator {missing.group(1)}") from error
+        raise
+    return model
+
+
+def _identifier(name: str, position: int) -> str:
+    return name if name.isidentifier() and name not in ("self", "feeds") else f"input_{position}"
+
+
+def _channels_last(spec: TensorSpec) -> list[int]:
+    shape = [int(size) for size in spec.shape]
+    return [shape[0], *shape[2:], shape[1]] if _is_image(spec) else shape
+
+
+def _to_fp16(model: bytes) -> bytes:
+    from ai_edge_quantizer import qtyping, quantizer
+
+    made = quantizer.Quantizer(bytearray(model))
+    config = qtyping.OpQuantizationConfig(
+        weight_tensor_config=qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT),
+        compute_precision=qtyping.ComputePrecision.FLOAT,
+        explicit_dequantize=True,
+    )
+    for operator in ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "EMBEDDING_LOOKUP"):
+        made.update_quantization_recipe(
+            ".*", qtyping.TFLOperationName[operator], config, quantizer.AlgorithmName.FLOAT_CASTING
+        )
+    return bytes(made.quantize(enable_progress_report=False).quantized_model)
+
+
+def _to_int8(job: StageJob, model: bytes, specs: Sequence[TensorSpec]) -> bytes:
+    """Per-channel symmetric weights, per-tensor activations over the range that the calibration samples show.
+
+    The whole range, not ai-edge-quantizer's moving average of each sample's: that clips what few samples reach.
+    """
+    from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe, recipe_manager
+    from ai_edge_quantizer.utils import qsv_utils
+
+    samples = Samples(job.samples["calibration"])
+    manager = recipe_manager.RecipeManager()
+    manager.load_quantization_recipe(recipe.static_wi8_ai8())
+    for boundary in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+        manager.add_quantization_config(".*", boundary, algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE)
+    observer = calibrator.Calibrator(bytearray(model), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
+    batch = int(specs[0].shape[0])
+    for start in range(0, len(samples) - batch + 1, batch):
+        if start % (20 * batch) == 0:
+            job.progress(0.5 + 0.4 * start / len(samples), f"calibrating: sample {start} of {len(samples)}")
+        feeds = adapt(samples.batch(start, start + batch), specs)
+        observer.calibrate({runtime.DEFAULT_SIGNATURE: [feeds]}, manager)
+    job.progress(0.9, "quantizing")
+    made = quantizer.Quantizer(bytearray(model), manager.get_quantization_recipe())
+    return bytes(made.quantize(observer.get_model_qsvs(), enable_progress_report=False).quantized_model)
+
+
+def _examples(job: StageJob, inputs: Sequence[TensorSpec]) -> list[dict[str, Array]]:
+    """Two batches of real samples where there are any, else of noise (integers: of zeros), for the source model."""
+    import numpy as np
+
+    batch = int(inputs[0].shape[0])
+    for folder in job.samples.values():
+        samples = Samples(folder)
+        count = min(2, len(samples) // batch)
+        if count:
+            return [adapt(samples.batch(at * batch, at * batch + batch), inputs) for at in range(count)]
+    noise = np.random.default_rng(0)
+    return [
+        {
+            spec.name: (noise.standard_normal(spec.shape) if spec.dtype.startswith("float") else np.zeros(spec.shape))
+            .astype(spec.dtype)
+            for spec in inputs
+        }
+        for _ in range(2)
+    ]  # fmt: skip
+
+
+def _run(session: Any, feeds: Sequence[Mapping[str, Array]], specs: Sequence[TensorSpec]) -> list[list[Array]]:
+    return [list(session.run(adapt(feed, specs)).values()) for feed in feeds]
+
+
+def _run_onnx(path: Path, feeds: Sequence[Mapping[str, Array]]) -> list[list[Array]]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return [session.run(None, dict(feed)) for feed in feeds]
+
+
+def _check(found: Sequence[Sequence[Array]], wanted: Sequence[Sequence[Array]]) -> None:
+    import numpy as np
+
+    for outputs, expected in zip(found, wanted, strict=True):
+        for position, (value, right) in enumerate(zip(outputs, expected, strict=True)):
+            if value.shape != right.shape:
+                raise StageError(f"LiteRT's output {position} has shape {value.shape}, the source model's {right.shape}")
+            scale = max(float(np.max(np.abs(right), initial=0)), 1e-6)
+            difference = float(np.max(np.abs(value - right.astype(value.dtype)), initial=0)) / scale
+            if not difference <= LARGEST_DIFFERENCE:
+                raise StageError(
+                    f"LiteRT's output {position} differs from the source model's by {difference:.2g} of its largest "
+                    f"value, more than {LARGEST_DIFFERENCE:g}"
+                )
+
+
+def _signal_to_noise(reference: Sequence[Sequence[Array]], found: Sequence[Sequence[Array]]) -> list[float | None]:
+    """For each output, 10 log10(signal power / error power) over the samples; None where nothing differs."""
+    import numpy as np
+
+    ratios: list[float | None] = []
+    for position in range(len(reference[0])):
+        signal = np.stack([outputs[position] for outputs in reference]).astype(np.float64)
+        error = signal - np.stack([outputs[position] for outputs in found])
+        power, noise = float(np.square(signal).sum()), float(np.square(error).sum())
+        ratios.append(round(10 * float(np.log10(power / noise)), 2) if power and noise else None)
+    return ratios
+
+
+def _float_operators(path: Path) -> dict[str, int]:
+    """Operators of an integer model that read or write float32, other than its conversions at inputs and outputs."""
+    from edgeopt.formats import tflite
+
+    model = tflite.read(path)
+    counts: Counter[str] = Counter()
+    for graph in model.subgraphs:
+        boundary = {*graph.inputs, *graph.outputs}
+        for operator in graph.operators:
+            used = {index for index in (*operator.inputs, *operator.outputs) if index >= 0}
+            floats = {index for index in used if tflite.dtype_name(graph.tensors[index]) == "float32"}
+            name = tflite.operator_name(model, operator)
+            if floats and not (name in BOUNDARY and floats <= boundary):
+                counts[name] += 1
+    return dict(sorted(counts.items()))

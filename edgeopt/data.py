@@ -1,0 +1,181 @@
+"""Bringing samples in: a .npz, .npy or Python function to the folder of arrays that workers and devices read.
+
+Runs in a worker. What is wrong with data is found here, before anything is built on it: shapes, dtypes, NaN, labels that
+are no class indices, nothing at all. It knows nothing of models; whether samples fit one is checked where it is imported.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.errors import InputError
+from edgeopt.samples import LABELS, Preprocess, write_samples
+from edgeopt.source import load_function
+from edgeopt.worker import Channel
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+VERSION = 1
+_LABEL_NAMES = (LABELS, "label", "y")
+
+
+def prepare(args: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """Worker's job: read `args["location"]`, draw `args["samples"]` by `args["seed"]`, check, write to `args["out"]`.
+
+    Returns {"sources": the Python files that made the data, "count", "inputs": {name: [shape, dtype]}, "labels"}.
+    """
+    location = str(args["location"])
+    channel.progress(None, "reading")
+    arrays, sources = _read(location)
+    labels = next((arrays.pop(name) for name in _LABEL_NAMES if name in arrays and len(arrays) > 1), None)
+    count = _check_counts(arrays, labels, location)
+    if args["samples"] is not None and args["samples"] < count:
+        chosen = _draw(count, args["samples"], args["seed"])
+        arrays = {name: array[chosen] for name, array in arrays.items()}
+        labels = labels[chosen] if labels is not None else None
+    for name, array in arrays.items():
+        _check_numbers(name, array, location)
+    if labels is not None:
+        labels = _check_labels(labels, location)
+    preprocess = Preprocess.from_json(args["preprocess"])
+    _check_preprocess(preprocess, arrays, location)
+    write_samples(Path(args["out"]), arrays, labels, preprocess)
+    return {
+        "sources": [str(path) for path in sources],
+        "count": len(next(iter(arrays.values()))),
+        "inputs": {name: [list(array.shape[1:]), str(array.dtype)] for name, array in arrays.items()},
+        "labels": labels is not None,
+    }
+
+
+def _read(location: str) -> tuple[dict[str, Array], list[Path]]:
+    import numpy as np
+
+    file, colon, function = location.rpartition(":")
+    if colon and function.isidentifier() and not Path(location).exists():
+        made, sources = load_function(location, what="data function").call()
+        if not isinstance(made, dict) or not all(isinstance(value, np.ndarray) for value in made.values()):
+            raise InputError(
+                f"{location} returned {type(made).__name__}, not a dict of numpy arrays",
+                remedy='Return {"<input name>": array, ...}, samples along the first axis, and "labels" if there are any.',
+            )
+        return made, sources
+    path = Path(location)
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(8)
+        if start.startswith(b"PK"):
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}, []
+        if start.startswith(b"\x93NUMPY"):
+            return {"input": np.load(path, allow_pickle=False, mmap_mode="r")}, []
+    except OSError as error:
+        raise InputError(f"{location}: {error.strerror or error}") from None
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise InputError(
+            f"{location}: {str(error).splitlines()[0]}", remedy="Save plain arrays with numpy.savez (no Python objects)."
+        ) from None
+    raise InputError(f"{location}: neither a .npz nor a .npy file", remedy="Save the samples with numpy.savez.")
+
+
+def _check_counts(arrays: Mapping[str, Array], labels: Array | None, location: str) -> int:
+    if not arrays:
+        raise InputError(f"{location} holds no arrays of inputs")
+    for name, array in arrays.items():
+        if array.ndim == 0:
+            raise InputError(f"{location}: {name} is a single number, samples go along the first axis")
+    counts = {name: len(array) for name, array in arrays.items()}
+    if labels is not None:
+        counts[LABELS] = len(labels) if labels.ndim else 1
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise InputError(f"{location}: arrays of unlike numbers of samples: {told}")
+    count = next(iter(counts.values()))
+    if count == 0:
+        raise InputError(f"{location}: there are no samples in it")
+    return count
+
+
+def _check_numbers(name: str, array: Array, location: str) -> None:
+    import numpy as np
+
+    if array.dtype.kind not in "iufb":
+        raise InputError(f"{location}: {name} is of dtype {array.dtype}, not numbers")
+    if array.dtype.kind == "f":
+        for start in range(0, len(array), 256):
+            good = np.isfinite(array[start : start + 256])
+            if not good.all():
+                sample = start + int(np.argwhere(~good)[0][0])
+                raise InputError(
+                    f"{location}: {name} has NaN or infinity in sample {sample}",
+                    remedy="Mend or leave out that sample: ranges calibrated on it would be meaningless.",
+                )
+
+
+def _check_labels(labels: Array, location: str) -> Array:
+    import numpy as np
+
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"{location}: labels are {labels.dtype} of shape {list(labels.shape)}, not whole numbers, one for each sample",
+            remedy="Give class indices: labels.argmax(1) for one-hot rows.",
+        )
+    if labels.min() < 0:
+        raise InputError(f"{location}: a label is {labels.min()}, class indices start at 0")
+    return labels.astype(np.int64)
+
+
+def _check_preprocess(preprocess: Preprocess, arrays: Mapping[str, Array], location: str) -> None:
+    for name, array in arrays.items():
+        if preprocess.transpose and len(preprocess.transpose) != array.ndim - 1:
+            raise InputError(
+                f"preprocess: transpose has {len(preprocess.transpose)} axes, "
+                f"a sample of {name} in {location} has {array.ndim - 1}"
+            )
+        shape = [array.shape[1:][axis] for axis in preprocess.transpose] or list(array.shape[1:])
+        for key, numbers in (("mean", preprocess.mean), ("std", preprocess.std)):
+            if len(numbers) > 1 and (not shape or shape[0] != len(numbers)):
+                raise InputError(f"preprocess: {key} has {len(numbers)} numbers, a sample of {name} is of shape {shape}")
+
+
+def _draw(count: int, samples: int, seed: int) -> Array:
+    import numpy as np
+
+    chosen: Array = np.random.default_rng(seed).permutation(count)[:samples]
+    return np.sort(chosen)
+
+
+def peek(location: str) -> dict[str, tuple[list[int], str]] | None:
+    """Shapes (of one sample) and dtypes of a file's inputs, from headers alone; None where that takes running code."""
+    from numpy.lib import format as npy
+
+    path = Path(location)
+    if path.suffix not in (".npz", ".npy") or not path.is_file():
+        return None
+
+    def header(stream: Any) -> tuple[list[int], str]:
+        read = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        return list(shape[1:]), str(dtype)
+
+    try:
+        if not zipfile.is_zipfile(path):
+            with open(path, "rb") as stream:
+                return {"input": header(stream)}
+        found = {}
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                if member.removesuffix(".npy") not in _LABEL_NAMES:
+                    with archive.open(member) as stream:
+                        found[member.removesuffix(".npy")] = header(stream)
+        return found
+    except (ValueError, zipfile.BadZipFile, EOFError):
+        return None

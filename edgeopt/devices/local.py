@@ -1,0 +1,37 @@
+"""This machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeopt.bench import machine, session
+from edgeopt.devices import Call
+from edgeopt.isa import instruction_sets
+from edgeopt.measurement import Machine
+
+
+class LocalDevice:
+    """Measures on the machine that runs edgeopt."""
+
+    def machine(self) -> Machine:
+        return machine.fingerprint()
+
+    def isa(self) -> tuple[str, ...]:
+        return instruction_sets()
+
+    def quality(self, args: Mapping[str, Any], call: Call) -> dict[str, Any]:
+        return call("edgeopt.bench.quality:run", args)
+
+    def session(
+        self,
+        candidates: Sequence[session.Candidate],
+        options: session.SessionOptions,
+        logs: Path,
+        on_event: session.OnEvent,
+        stopping: Callable[[], bool],
+    ) -> session.SessionResult:
+        return session.run_session(
+            candidates, options, logs, on_event, machine=self.machine(), observe=machine.state, stopping=stopping
+        )

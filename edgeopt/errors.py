@@ -1,0 +1,125 @@
+"""The tree of errors a person may meet, one exit code a class.
+
+    EdgeoptError                1    a bug of ours
+    +-- InputError              2    the command, recipe, model or data is wrong, or a folder cannot be written
+    |   +-- RecipeError         2    several mistakes of one recipe, told at once
+    +-- BudgetError             3    no candidate is inside the budgets
+    +-- StageError              4    a stage or a backend failed: it costs its candidate, the command when none is left
+    |   +-- WorkerCrashed       4    the process died: a signal, no memory left, past its time limit
+    |   +-- UnsupportedOperator 4    the backend lacks operators of this model
+    |   +-- CorruptArtifact     4    the files are not what their manifest says
+    +-- MissingDependency       5    a library or tool is not installed
+    +-- TargetUnreachable       6    the device does not answer
+    +-- Interrupted             130  Ctrl-C
+
+An error says what is wrong, where, and the likely remedy, in at most five lines. It travels between processes as JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Type
+
+
+class EdgeoptError(Exception):
+    """The root. `where` is a place such as "recipe.yaml:12"; `remedy` is one sentence that says what to do."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, where: Optional[str] = None, remedy: Optional[str] = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.remedy = remedy
+
+    def lines(self) -> Sequence[str]:
+        """What is wrong and where, then the remedy: five lines at the most."""
+        place = f"{self.where}: " if self.where else ""
+        told = f"{place}{self.message}".splitlines()
+        if len(told) > 4:
+            told = [*told[:3], f"... and {len(told) - 3} more lines"]
+        return [*told, self.remedy] if self.remedy else told
+
+    def to_json(self) -> Dict[str, Any]:
+        return {"type": type(self).__name__, "message": self.message, "where": self.where, "remedy": self.remedy}
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return (from_json, (self.to_json(),))
+
+
+class InputError(EdgeoptError):
+    """The user's input is wrong."""
+
+    exit_code = 2
+
+
+class RecipeError(InputError):
+    """Every mistake of one recipe. Each problem is a line of its own, with its place."""
+
+    def __init__(self, problems: Sequence[str], *, where: Optional[str] = None, remedy: Optional[str] = None) -> None:
+        super().__init__("\n".join(problems), where=where, remedy=remedy)
+        self.problems = tuple(problems)
+
+    def lines(self) -> Sequence[str]:
+        shown = list(self.problems)
+        room = 4 if self.remedy else 5
+        if len(shown) > room:
+            shown = [*shown[: room - 1], f"... and {len(shown) - room + 1} more mistakes (--json lists them all)"]
+        return [*shown, self.remedy] if self.remedy else shown
+
+
+class BudgetError(EdgeoptError):
+    """No candidate is inside the budgets. Everything is still written."""
+
+    exit_code = 3
+
+
+class StageError(EdgeoptError):
+    """A stage or backend could not do its work on this model."""
+
+    exit_code = 4
+
+
+class WorkerCrashed(StageError):
+    """A worker process ended without a result."""
+
+
+class UnsupportedOperator(StageError):
+    """The backend has no implementation of an operator of this model; the message names it."""
+
+
+class CorruptArtifact(StageError):
+    """Files differ from the digests in their manifest."""
+
+
+class MissingDependency(EdgeoptError):
+    """A library or tool is needed and not installed."""
+
+    exit_code = 5
+
+
+class TargetUnreachable(EdgeoptError):
+    """The target device cannot be reached."""
+
+    exit_code = 6
+
+
+class Interrupted(EdgeoptError):
+    """Stopped by the user."""
+
+    exit_code = 130
+
+
+def _tree(root: Type[EdgeoptError]) -> Dict[str, Type[EdgeoptError]]:
+    classes = {root.__name__: root}
+    for child in root.__subclasses__():
+        classes.update(_tree(child))
+    return classes
+
+
+def from_json(value: Mapping[str, Any]) -> EdgeoptError:
+    """The error that `to_json` described. An unknown type becomes an EdgeoptError: a bug, not a user's mistake."""
+    kind = _tree(EdgeoptError).get(str(value.get("type")), EdgeoptError)
+    message, where, remedy = str(value.get("message")), value.get("where"), value.get("remedy")
+    if issubclass(kind, RecipeError):
+        return kind(message.splitlines(), where=where, remedy=remedy)
+    return kind(message, where=where, remedy=remedy)

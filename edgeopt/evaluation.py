@@ -1,0 +1,280 @@
+"""Measures candidates on their device: how right they are, and then all of them against each other for time and memory.
+
+Both are kept in the store: the quality of an artifact until artifact, data or machine change, the session of all
+candidates until any of them does. A session in which something failed is not kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edgeopt import backends
+from edgeopt.bench import quality, session
+from edgeopt.devices import Device
+from edgeopt.errors import EdgeoptError, InputError
+from edgeopt.measurement import Disturbance, Drop, Machine, Measurement, Ratio, compare, paired_drop
+from edgeopt.pipeline import MEMORY_SHARE, Built, Prepared, Workers, total_memory_bytes
+from edgeopt.plan import Candidate, Plan
+from edgeopt.recipe import MeasureOptions
+from edgeopt.results import Quality
+from edgeopt.schedule import Done, Job, Observer
+from edgeopt.store import Entry, Made, Store
+from edgeopt.target import Target
+from edgeopt.worker import Limits
+
+QUALITY_VERSION = 1
+SESSION_VERSION = 1
+MEASURE = "measure"
+SESSION_FILE = "session.json"
+
+
+def metric_of(plan: Plan, has_labels: bool) -> str:
+    """The recipe's metric; without one top1 where there are labels, else agreement with the original."""
+    return plan.recipe.metric or ("top1" if has_labels else "agreement")
+
+
+def quality_job_id(candidate_id: str) -> str:
+    return f"quality:{candidate_id}"
+
+
+def quality_jobs(plan: Plan, store: Store, workers: Workers, device: Device, target: Target) -> list[Job]:
+    """A job for each candidate, that of the baseline first: its outputs are what the others are compared with.
+
+    A job's value is the store's entry, with what `edgeopt.bench.quality:run` returned as meta and its files.
+    """
+    if "validation" not in plan.data:
+        return []
+    machine = device.machine().to_json()
+    baseline = quality_job_id(plan.baseline)
+    return [_quality_job(c, plan, store, workers, device, target, machine, baseline) for c in plan.candidates]
+
+
+def _quality_job(
+    candidate: Candidate,
+    plan: Plan,
+    store: Store,
+    workers: Workers,
+    device: Device,
+    target: Target,
+    machine: Mapping[str, Any],
+    baseline: str,
+) -> Job:
+    job_id = quality_job_id(candidate.id)
+
+    def run(values: Mapping[str, Any]) -> Done:
+        built: Built = values[candidate.step]
+        samples: Prepared = values["data:validation"]
+        reference: Entry | None = values.get(baseline) if job_id != baseline else None
+        metric = metric_of(plan, samples.has_labels)
+        inputs = {
+            "stage": "quality",
+            "choice": candidate.backend,
+            "version": QUALITY_VERSION,
+            "artifact": built.artifact.digest,
+            "runtime": backends.version(backends.find(candidate.backend).DISTRIBUTION),
+            "samples": samples.digest,
+            "metric": metric,
+            "reference": reference.key if reference else None,
+            "threads": target.threads,
+            "machine": machine,
+        }
+
+        def make(out: Path) -> Made:
+            args = {
+                "backend": candidate.backend,
+                "main": str(built.folder / built.artifact.main),
+                "runtime": dict(built.artifact.runtime),
+                "threads": target.threads,
+                "inputs": [spec.to_json() for spec in built.artifact.inputs],
+                "outputs": [spec.to_json() for spec in built.artifact.outputs],
+                "samples": str(samples.folder),
+                "metric": metric,
+                "out": str(out),
+                "reference": str(reference.files) if reference else None,
+            }
+            return Made(device.quality(args, lambda function, a: workers.call(job_id, function, a, python=target.python)))
+
+        entry, reused = store.build(inputs, make)
+        return Done(entry, reused)
+
+    hopes = (baseline,) if job_id != baseline else ()
+    return Job(job_id, (candidate.step, "data:validation"), run, hopes=hopes)
+
+
+def qualities(entries: Mapping[str, Entry], baseline: str) -> dict[str, Quality]:
+    """Qualities by candidate id, drops paired with the baseline over the same samples."""
+    base = entries.get(baseline)
+    return {name: _quality(entry, base, is_baseline=name == baseline) for name, entry in entries.items()}
+
+
+def _quality(entry: Entry, base: Entry | None, *, is_baseline: bool) -> Quality:
+    found = entry.meta
+    fidelity = found["fidelity"] or {}
+    metric, value = found["metric"], found["value"]
+    drop: Drop | None = None
+    if is_baseline:
+        # The original is the standard: it agrees with itself, and drops by nothing.
+        value = 1.0 if metric == "agreement" else value
+        return Quality(metric, value, Drop(0.0, 0.0, 0.0), 1.0 if _has_classes(entry) else None, None, found["samples"])
+    if metric == "agreement" and found["hits"] is not None:
+        drop = paired_drop(found["hits"], found["samples"] - found["hits"], 0, 0)
+    elif base is not None and found["hits"] is not None and base.meta["hits"] is not None:
+        drop = paired_drop(*quality.paired_counts(base.files / quality.HITS, entry.files / quality.HITS))
+    return Quality(metric, value, drop, fidelity.get("agreement"), fidelity.get("sqnr_db"), found["samples"])
+
+
+def _has_classes(entry: Entry) -> bool:
+    import numpy as np
+
+    first = np.load(entry.files / "outputs-0.npy", mmap_mode="r", allow_pickle=False)
+    return first.ndim == 2 and first.shape[1] >= 2
+
+
+def measure(
+    plan: Plan,
+    ready: Mapping[str, Built],
+    samples: Prepared,
+    options: MeasureOptions,
+    store: Store,
+    workers: Workers,
+    device: Device,
+    target: Target,
+    observer: Observer,
+    *,
+    again: bool,
+) -> tuple[session.SessionResult, bool]:
+    """One session of all candidates in `ready`, from the store where nothing has changed and not `again`.
+
+    Returns the result and whether it was there already.
+    """
+    baseline = plan.baseline if plan.baseline in ready else next(iter(ready))
+    inputs = {
+        "stage": "measure",
+        "choice": "",
+        "version": SESSION_VERSION,
+        "candidates": {
+            name: [built.artifact.digest, _backend(plan, name), _runtime_version(plan, name)]
+            for name, built in ready.items()
+        },
+        "baseline": baseline,
+        "samples": samples.digest,
+        "options": asdict(options),
+        "threads": target.threads,
+        "python": target.python,
+        "machine": device.machine().to_json(),
+    }
+    observer.started(MEASURE)
+    if not again and (entry := store.find(inputs)) is not None:
+        observer.finished(MEASURE, reused=True, seconds=0.0)
+        return session_from_json(json.loads((entry.files / SESSION_FILE).read_text()), workers), True
+    limits = Limits(seconds=plan.recipe.step_seconds, memory_bytes=int(total_memory_bytes() * MEMORY_SHARE))
+    candidates = [
+        session.Candidate(
+            id=name,
+            artifact=built.artifact.digest,
+            backend=_backend(plan, name),
+            folder=built.folder,
+            main=built.artifact.main,
+            inputs=built.artifact.inputs,
+            runtime=built.artifact.runtime,
+            threads=target.threads,
+            size_bytes=built.artifact.size_bytes,
+            python=target.python,
+            limits=limits,
+        )
+        for name, built in ready.items()
+    ]
+    total = len(candidates)
+    loaded: list[str] = []
+
+    def on_event(kind: str, name: str, fraction: float | None) -> None:
+        if kind == "load":
+            loaded.append(name)
+            observer.progressed(MEASURE, None, f"loading {name} ({len(set(loaded))} of {total})")
+        elif kind == "round":
+            observer.progressed(MEASURE, fraction, f"{total} candidates in turn")
+
+    result = device.session(
+        candidates,
+        session.SessionOptions(
+            samples=samples.folder, baseline=baseline, rounds=options.rounds, block_ns=options.block_ns
+        ),
+        workers.log_of(MEASURE).with_suffix(""),
+        on_event,
+        workers.stopping,
+    )
+    observer.finished(MEASURE, reused=False, seconds=0.0)
+    if not any(outcome.error for outcome in result.outcomes.values()):
+        _replace(store, inputs, result)
+    return result, False
+
+
+def _replace(store: Store, inputs: Mapping[str, Any], result: session.SessionResult) -> None:
+    def make(out: Path) -> Made:
+        (out / SESSION_FILE).write_text(json.dumps(session_to_json(result), separators=(",", ":")))
+        return Made({})
+
+    store.remove(inputs)
+    store.build(inputs, make)
+
+
+def _backend(plan: Plan, name: str) -> str:
+    return next(candidate.backend for candidate in plan.candidates if candidate.id == name)
+
+
+def _runtime_version(plan: Plan, name: str) -> str | None:
+    return backends.version(backends.find(_backend(plan, name)).DISTRIBUTION)
+
+
+def session_to_json(result: session.SessionResult) -> dict[str, Any]:
+    """A session in which nothing failed, with every raw sample."""
+    measurements = {name: outcome.measurement for name, outcome in result.outcomes.items()}
+    return {
+        "schema": 1,
+        "baseline": result.baseline,
+        "machine": result.machine.to_json(),
+        "measurements": {name: m.to_json() for name, m in measurements.items() if m},
+        "groups": [
+            {
+                "candidates": [name for name in group.rounds if name != result.baseline],
+                "baseline_rounds": [block.to_json() for block in group.rounds.get(result.baseline, ())],
+                "reference": group.reference,
+                "twin": group.twin.to_json() if group.twin else None,
+                "disturbance": group.disturbance.to_json(),
+            }
+            for group in result.groups
+        ],
+    }
+
+
+def session_from_json(value: Mapping[str, Any], workers: Workers) -> session.SessionResult:
+    """What `session_to_json` wrote; percentiles and ratios are computed again from the samples."""
+    if value.get("schema") != 1:
+        raise InputError(f"a session of schema {value.get('schema')!r}: this edgeopt reads schema 1")
+    measurements = {name: Measurement.from_json(m) for name, m in value["measurements"].items()}
+    baseline = value["baseline"]
+    groups = []
+    for group in value["groups"]:
+        rounds = {name: measurements[name].rounds for name in group["candidates"]}
+        if group["baseline_rounds"]:
+            rounds[baseline] = tuple(session.Block.from_json(block) for block in group["baseline_rounds"])
+        twin = Ratio.from_json(group["twin"]) if group["twin"] else None
+        groups.append(session.Group(rounds, group["reference"], twin, Disturbance(**group["disturbance"])))
+    outcomes = {}
+    for name, measurement in measurements.items():
+        group = next(g for g in groups if name in g.rounds)
+        against = group.rounds.get(baseline) if name != baseline else None
+        speedup = compare(against, measurement.rounds, group.twin) if against else None
+        outcomes[name] = session.Outcome(measurement, None, speedup, workers.log_of(MEASURE))
+    return session.SessionResult(outcomes, baseline, tuple(groups), Machine.from_json(value["machine"]))
+
+
+def failures(result: session.SessionResult) -> dict[str, EdgeoptError]:
+    """The candidates that failed while they were measured."""
+    return {name: outcome.error for name, outcome in result.outcomes.items() if outcome.error}
+
+

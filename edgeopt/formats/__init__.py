@@ -1,0 +1,147 @@
+"""Readers of model files: one file a format, each able to import (make the canonical ONNX) or to inspect, or both.
+
+A format is a module with the names of the protocol `Format`. Its functions run in a worker, because a stranger's file
+may crash a vendor's parser. What several formats share is in `counting`, then `canonical`, then `exporting`: each of
+these knows those before it and none of the formats.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from edgeopt.artifact import TensorSpec
+from edgeopt.errors import InputError, MissingDependency
+from edgeopt.stages import Produced
+
+FORMATS: dict[str, str] = {
+    "onnx": "edgeopt.formats.onnx",
+    "torch": "edgeopt.formats.torch",
+    "pt2": "edgeopt.formats.pt2",
+    "openvino": "edgeopt.formats.openvino",
+    "tflite": "edgeopt.formats.tflite",
+}
+SUFFIXES: dict[str, str] = {".onnx": "onnx", ".pt2": "pt2", ".xml": "openvino", ".tflite": "tflite"}
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model as the user names it: a file, or a factory "file.py:function" with the weights that it loads."""
+
+    model: str
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `inspect` tells of a model. None is unknown, never zero.
+
+    `parameters` counts elements of weights, `macs` multiply-accumulates for one sample, `operators` maps operator types
+    to their number, `precision` is that of most weights, `provenance` what the file says of its own making.
+    """
+
+    format: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: int | None
+    macs: int | None
+    operators: dict[str, int]
+    precision: str | None
+    size_bytes: int | None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": self.format,
+            "inputs": [spec.to_json() for spec in self.inputs],
+            "outputs": [spec.to_json() for spec in self.outputs],
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "operators": self.operators,
+            "precision": self.precision,
+            "size_bytes": self.size_bytes,
+            "provenance": self.provenance,
+        }
+
+
+Progress = Callable[[float | None, str], None]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What `to_onnx` wrote, and the user's Python files that made it: an edit there makes another model."""
+
+    produced: Produced
+    sources: tuple[Path, ...]
+
+
+class Importer(Protocol):
+    """The module of a format that can be brought in."""
+
+    def to_onnx(self, ref: ModelRef, samples: Path | None, out: Path, progress: Progress) -> Imported:
+        """Write `out`/model.onnx, and `out`/model.pt2 too where the source is torch.
+
+        `samples` is a folder that `edgeopt.samples.Samples` reads. Equal inputs give equal bytes, wherever they lie.
+        Raises InputError where model, weights or samples are wrong, StageError where the export or its check fails.
+        """
+        ...
+
+
+class Format(Protocol):
+    """The module of a format. `to_onnx` (`Importer`) is missing from formats that are measured as they are."""
+
+    def tools(self) -> Sequence[str]:
+        """The distributions whose versions change what `to_onnx` makes."""
+        ...
+
+    def inspect(self, ref: ModelRef, example: Path | None) -> Summary:
+        """Read the model and tell what it is. Raises InputError where the file is not what its name says."""
+        ...
+
+
+def format_of(model: str) -> str:
+    """The format that a model's name says: by suffix, or "torch" for "file.py:function" and "package.module:function".
+
+    Raises InputError for any other name.
+    """
+    suffix = Path(model).suffix.lower()
+    if suffix in SUFFIXES:
+        return SUFFIXES[suffix]
+    left, colon, function = model.rpartition(":")
+    if colon and left and function.isidentifier():
+        return "torch"
+    raise InputError(
+        f"{model}: not a model that edgeopt reads",
+        remedy=f"Give a file ending in {', '.join(SUFFIXES)}, or a torch factory such as model.py:build.",
+    )
+
+
+def find(name: str) -> Format:
+    """The module of a format."""
+    return cast(Format, importlib.import_module(FORMATS[name]))
+
+
+def importer(model: str) -> Importer:
+    """The module that brings this model in. Raises InputError for formats that are measured as they are."""
+    name = format_of(model)
+    module = find(name)
+    if not hasattr(module, "to_onnx"):
+        raise InputError(
+            f"{model}: a model in the format {name} can be inspected and measured, not optimized further",
+            remedy="Give the source model: a torch factory such as model.py:build, .pt2 or .onnx.",
+        )
+    return cast(Importer, module)
+
+
+def require(*modules: str, extra: str, purpose: str) -> None:
+    """Raises MissingDependency where a module is not installed; `extra` is the one of edgeopt that brings it."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise MissingDependency(
+                f"{purpose} needs {module}, which is not installed",
+                remedy=f"Install it: pip install 'edgeopt[{extra}]'",
+            )

@@ -1,0 +1,94 @@
+"""What a model is: for `edgeopt inspect`. The file is read in a worker, because a stranger's file may crash a parser."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeopt import backends, bundle, formats, worker
+from edgeopt.errors import InputError, MissingDependency
+from edgeopt.recipe import locate
+from edgeopt.units import format_count, format_size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SECONDS = 300.0
+OPERATORS_SHOWN = 12
+
+
+def inspect(model: str, *, weights: str | None, data: str | None, base: Path) -> dict[str, Any]:
+    """A model file, a torch factory, or the folder of a bundle, as plain JSON (see `formats.Summary`)."""
+    location = locate(model, base)
+    if (Path(location) / bundle.MANIFEST).is_file():
+        return _bundle(Path(location))
+    kind = formats.format_of(location)
+    file = Path(location if kind != "torch" else location.rpartition(":")[0])
+    if not file.exists() and (file.suffix or kind != "torch"):
+        raise InputError(f"{model}: no such file")
+    for tool in formats.find(kind).tools():
+        if backends.version(tool) is None:
+            raise MissingDependency(f"a {kind} model is read with {tool}", remedy=f"Install it: pip install {tool}")
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+        scratch = Path(folder)
+        limits = worker.Limits(SECONDS)
+        samples = None
+        if data is not None:
+            (scratch / "samples").mkdir()
+            args = {"location": locate(data, base), "samples": 2, "seed": 0, "out": str(scratch / "samples")}
+            args["preprocess"] = {"mean": [], "std": [], "transpose": []}
+            worker.call("edgeopt.data:prepare", args, log=scratch / "data.log", limits=limits)
+            samples = str(scratch / "samples")
+        return worker.call(
+            "edgeopt.stages.import_model:inspect",
+            {"model": location, "weights": locate(weights, base) if weights else None, "samples": samples},
+            log=scratch / "inspect.log",
+            limits=limits,
+        )
+
+
+def _bundle(folder: Path) -> dict[str, Any]:
+    """A bundle: what its artifact's file is, with the provenance that the bundle tells."""
+    read = bundle.read_bundle(folder)
+    artifact = read.artifact
+    found = inspect(str(read.main), weights=None, data=None, base=folder)
+    story = {"backend": read.backend, **read.provenance, "tools": dict(artifact.made_by.tools)}
+    return {
+        **found,
+        "precision": artifact.precision,
+        "size_bytes": artifact.size_bytes,
+        "digest": artifact.digest,
+        "provenance": {**found["provenance"], **story},
+    }
+
+
+def print_summary(found: Mapping[str, Any], console: Console) -> None:
+    """The summary for a person. What is not known is said to be unknown."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+
+    def row(name: str, value: Any) -> None:
+        from rich.text import Text
+
+        table.add_row(name, Text(str(value) if value is not None else "unknown"))
+
+    row("format", found["format"])
+    for kind in ("inputs", "outputs"):
+        specs = [f"{s['name']}: {s['dtype']}{s['shape']}" for s in found[kind]]
+        row(kind, "\n".join(specs) or "unknown without --data")
+    row("parameters", f"{format_count(found['parameters'])}" if found["parameters"] is not None else None)
+    row("MACs per sample", f"{format_count(found['macs'])}" if found["macs"] is not None else None)
+    row("precision", found["precision"])
+    row("size", format_size(found["size_bytes"]) if found["size_bytes"] is not None else None)
+    operators = sorted(found["operators"].items(), key=lambda item: (-item[1], item[0]))
+    told = ", ".join(f"{name} {count}" for name, count in operators[:OPERATORS_SHOWN])
+    more = len(operators) - OPERATORS_SHOWN
+    row("operators", told + (f", and {more} more kinds" if more > 0 else ""))
+    for key, value in found["provenance"].items():
+        row(str(key).replace("_", " "), value)
+    console.print(table)

@@ -1,0 +1,366 @@
+"""Builds a plan: every step is found in the store, or made in a worker and stored.
+
+Steps are jobs of `schedule`, so that two run side by side on two cores. This module knows nothing of measuring time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeopt import backends, formats, plan, stages, worker
+from edgeopt.artifact import Artifact, MadeBy, TensorSpec, canonical_json, list_files, sha256_of_file
+from edgeopt.data import VERSION as DATA_VERSION
+from edgeopt.errors import EdgeoptError, InputError, Interrupted, MissingDependency
+from edgeopt.plan import IMPORT, Plan, PlanStep
+from edgeopt.recipe import DataSource, Recipe
+from edgeopt.schedule import Done, Job, Observer
+from edgeopt.stages import Produced, StageJob, import_model
+from edgeopt.store import Entry, Made, Store, source_digests
+from edgeopt.target import Target
+
+MEMORY_SHARE = 0.8  # of the machine's memory, what one worker may take before it is stopped
+
+
+@dataclass(frozen=True)
+class Built:
+    """A step's artifact and the folder of its files."""
+
+    artifact: Artifact
+    folder: Path
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Samples ready to be read: the digest of their content, and the folder."""
+
+    digest: str
+    folder: Path
+    count: int
+    has_labels: bool
+
+
+@dataclass
+class Workers:
+    """Starts workers with the run's limits, and can stop all of them at once."""
+
+    store: Store
+    step_seconds: float
+    observer: Observer
+    _live: set[worker.Worker] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stopped: bool = False
+
+    def call(self, job: str, function: str, args: Mapping[str, Any], *, python: str | None = None) -> dict[str, Any]:
+        """Run "module:function" in a worker, its log under the store's logs, its progress to the observer."""
+        limits = worker.Limits(self.step_seconds, int(total_memory_bytes() * MEMORY_SHARE))
+        with self._lock:
+            if self._stopped:
+                raise Interrupted("stopped")
+            process = worker.Worker(function, args, log=self.log_of(job), limits=limits, python=python)
+            self._live.add(process)
+        try:
+            with process:
+                return process.result(lambda fraction, text: self.observer.progressed(job, fraction, text))
+        except EdgeoptError:
+            if self._stopped:
+                raise Interrupted("stopped") from None
+            raise
+        finally:
+            with self._lock:
+                self._live.discard(process)
+
+    def log_of(self, job: str) -> Path:
+        name = "".join(c if c.isalnum() or c in "-.=" else "_" for c in job)
+        return self.store.root / "logs" / f"{os.getpid()}-{name}.log"
+
+    def stopping(self) -> bool:
+        """Whether the run is being broken off."""
+        return self._stopped
+
+    def stop(self) -> None:
+        """End every worker, and start none any more."""
+        with self._lock:
+            self._stopped = True
+            live = list(self._live)
+        for process in live:
+            process.stop()
+
+
+def build_jobs(made: Plan, store: Store, workers: Workers, target: Target) -> list[Job]:
+    """The jobs that build a plan. Their ids: "data:<role>", "import", and the ids of the plan's steps."""
+    jobs = [_data_job(role, source, made.recipe, store, workers) for role, source in made.data.items()]
+    example = example_role(made)
+    jobs.append(
+        Job(
+            IMPORT,
+            (f"data:{example}",) if example else (),
+            lambda values: _import(made.recipe, values.get(f"data:{example}"), store, workers),
+            fatal=True,
+        )
+    )
+    jobs += [_step_job(step, made, store, workers, target) for step in made.steps]
+    return jobs
+
+
+def example_role(made: Plan) -> str | None:
+    """The data that shows the model's input shapes."""
+    return next((role for role in ("calibration", "validation", "train") if role in made.data), None)
+
+
+def find_data(source: DataSource, recipe: Recipe, store: Store) -> Entry | None:
+    """Prepared samples that are in the store already."""
+    return store.find_recalled(data_inputs(source, recipe))
+
+
+def find_import(recipe: Recipe, sample_digest: str | None, store: Store) -> Entry | None:
+    """The imported model that is in the store already."""
+    return store.find_recalled(import_inputs(recipe, sample_digest))
+
+
+def find_step(step: PlanStep, parent: Artifact, digests: Mapping[str, str], target: Target, store: Store) -> Entry | None:
+    """A built step that is in the store already."""
+    return store.find(plan.step_inputs(step, parent, {role: digests[role] for role in step.roles}, target))
+
+
+def data_inputs(source: DataSource, recipe: Recipe) -> dict[str, Any]:
+    """What decides prepared samples. Raises InputError where the file is missing."""
+    location, function = _split_function(source.location)
+    return {
+        "stage": "data",
+        "choice": "",
+        "version": DATA_VERSION,
+        "location": _content(location, "data file"),
+        "function": function,
+        "samples": source.samples,
+        "seed": source.seed,
+        "preprocess": recipe.preprocess.to_json(),
+    }
+
+
+def import_inputs(recipe: Recipe, sample_digest: str | None) -> dict[str, Any]:
+    """What decides the imported model. Raises InputError where a file is missing."""
+    location, function = _split_function(recipe.model)
+    return {
+        "stage": IMPORT,
+        "choice": formats.format_of(recipe.model),
+        "version": import_model.VERSION,
+        "model": _content(location, "model"),
+        "function": function,
+        "weights": _content(recipe.weights, "weights file") if recipe.weights else None,
+        "samples": sample_digest,
+        "tools": {tool: backends.version(tool) for tool in import_model.tools(recipe.model)},
+    }
+
+
+def check_inputs(recipe: Recipe) -> None:
+    """Everything about files that can be known without opening them: they are there, and the tools to read them."""
+    import_inputs(recipe, None)
+    for source in recipe.data.values():
+        data_inputs(source, recipe)
+    for tool in import_model.tools(recipe.model):
+        if backends.version(tool) is None:
+            raise MissingDependency(
+                f"{Path(recipe.model).name} is read with {tool}, which is not installed",
+                remedy=f"Install it with: pip install {tool}",
+            )
+
+
+def digest_of_files(folder: Path) -> str:
+    """One sha256 over the names and contents of a folder's files."""
+    import hashlib
+
+    content = [(entry.path, entry.sha256) for entry in list_files(folder)]
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def built(entry: Entry) -> Built:
+    return Built(Artifact.from_json(entry.meta["artifact"]), entry.files, entry)
+
+
+def prepared(entry: Entry) -> Prepared:
+    return Prepared(entry.meta["digest"], entry.files, entry.meta["count"], entry.meta["labels"])
+
+
+def total_memory_bytes() -> int:
+    """The machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _data_job(role: str, source: DataSource, recipe: Recipe, store: Store, workers: Workers) -> Job:
+    job = f"data:{role}"
+
+    def run(_: Mapping[str, Any]) -> Done:
+        inputs = data_inputs(source, recipe)
+
+        def make(out: Path) -> Made:
+            args = {
+                "location": source.location,
+                "samples": source.samples,
+                "seed": source.seed,
+                "preprocess": recipe.preprocess.to_json(),
+                "out": str(out),
+            }
+            result = workers.call(job, "edgeopt.data:prepare", args)
+            late = _remember(store, inputs, result.pop("sources"))
+            return Made({**result, "digest": digest_of_files(out)}, late)
+
+        entry, reused = store.build(inputs, make)
+        return Done(prepared(entry), reused)
+
+    return Job(job, (), run, fatal=True)
+
+
+def _import(recipe: Recipe, example: Prepared | None, store: Store, workers: Workers) -> Done:
+    inputs = import_inputs(recipe, example.digest if example else None)
+
+    def make(out: Path) -> Made:
+        args = {
+            "model": recipe.model,
+            "weights": recipe.weights,
+            "samples": str(example.folder) if example else None,
+            "out": str(out),
+        }
+        result = workers.call(IMPORT, "edgeopt.stages.import_model:run", args)
+        made_by = MadeBy(IMPORT, import_model.VERSION, {"model": recipe.model.rpartition("/")[2]}, inputs["tools"])
+        artifact = _artifact(result["produced"], out, None, made_by, None)
+        return Made({"artifact": artifact.to_json()}, _remember(store, inputs, result["sources"]))
+
+    entry, reused = store.build(inputs, make)
+    return Done(built(entry), reused)
+
+
+def _step_job(step: PlanStep, made: Plan, store: Store, workers: Workers, target: Target) -> Job:
+    lineage = [(s.stage, s.id) for s in made.lineage(step)[:-1]]
+    ancestors = tuple(step_id for _, step_id in lineage)
+    needs = tuple(dict.fromkeys((IMPORT, *ancestors, *(f"data:{role}" for role in step.roles))))
+
+    def run(values: Mapping[str, Any]) -> Done:
+        parent: Built = values[step.parent]
+        samples: dict[str, Prepared] = {role: values[f"data:{role}"] for role in step.roles}
+        inputs = plan.step_inputs(step, parent.artifact, {r: p.digest for r, p in samples.items()}, target)
+
+        def make(out: Path) -> Made:
+            args = {
+                "stage": step.stage,
+                "choice": step.choice,
+                "options": step.options.model_dump(mode="json"),
+                "parent": parent.artifact.to_json(),
+                "parent_folder": str(parent.folder),
+                "lineage": {
+                    IMPORT: str(values[IMPORT].folder),
+                    **{stage: str(values[step_id].folder) for stage, step_id in lineage},
+                },
+                "samples": {role: str(p.folder) for role, p in samples.items()},
+                "target": target.to_json(),
+                "out": str(out),
+            }
+            result = workers.call(step.id, "edgeopt.pipeline:run_stage", args)
+            made_by = MadeBy(step.stage, inputs["version"], {step.choice: inputs["options"]}, inputs["tools"])
+            artifact = _artifact(result, out, parent.artifact, made_by, target)
+            return Made({"artifact": artifact.to_json()})
+
+        entry, reused = store.build(inputs, make)
+        return Done(built(entry), reused)
+
+    return Job(step.id, needs, run)
+
+
+def run_stage(args: Mapping[str, Any], channel: worker.Channel) -> dict[str, Any]:
+    """Worker's job: one stage."""
+    stage = stages.find(args["stage"])
+    job = StageJob(
+        choice=args["choice"],
+        options=stage.choices()[args["choice"]](**args["options"]),
+        parent=Artifact.from_json(args["parent"]),
+        parent_folder=Path(args["parent_folder"]),
+        lineage={name: Path(folder) for name, folder in args["lineage"].items()},
+        samples={role: Path(folder) for role, folder in args["samples"].items()},
+        target=Target.from_json(args["target"]),
+        out=Path(args["out"]),
+        progress=channel.progress,
+    )
+    return produced_to_json(stage.run(job))
+
+
+def produced_to_json(produced: Produced) -> dict[str, Any]:
+    return {
+        "format": produced.format,
+        "main": produced.main,
+        "inputs": [spec.to_json() for spec in produced.inputs],
+        "outputs": [spec.to_json() for spec in produced.outputs],
+        "precision": produced.precision,
+        "runtime": dict(produced.runtime),
+        "details": dict(produced.details),
+        "for_this_target": produced.for_this_target,
+    }
+
+
+def _artifact(
+    produced: Mapping[str, Any], folder: Path, parent: Artifact | None, made_by: MadeBy, target: Target | None
+) -> Artifact:
+    tied = produced["for_this_target"] and target is not None
+    return Artifact(
+        format=produced["format"],
+        main=produced["main"],
+        files=list_files(folder),
+        inputs=tuple(TensorSpec.from_json(spec) for spec in produced["inputs"]),
+        outputs=tuple(TensorSpec.from_json(spec) for spec in produced["outputs"]),
+        precision=produced["precision"],
+        made_by=made_by,
+        runtime=produced["runtime"],
+        parent=parent.digest if parent else None,
+        built_for=target.name if tied and target else None,
+        details=produced["details"],
+    )
+
+
+def _remember(store: Store, inputs: Mapping[str, Any], sources: Sequence[str]) -> dict[str, Any] | None:
+    """Source files that the work was found to depend on, as late inputs of the store's entry."""
+    if not sources:
+        return None
+    store.remember(inputs, {"sources": list(sources)})
+    return source_digests(sources)
+
+
+def _split_function(location: str) -> tuple[str, str | None]:
+    """ "model.py:build" as ("model.py", "build"), a plain file as (file, None)."""
+    file, colon, function = location.rpartition(":")
+    if colon and function.isidentifier() and not Path(location).exists():
+        return file, function
+    return location, None
+
+
+def _content(location: str, what: str) -> str:
+    """What stands for a file in a key: its digest. A "package.module" stands for itself: its sources are noticed later."""
+    path = Path(location)
+    if not path.suffix and not path.is_absolute():
+        return location
+    if not path.exists():
+        raise InputError(f"{location}: no such {what}", remedy=_nearby(path))
+    if path.is_dir():
+        return digest_of_files(path)
+    try:
+        return sha256_of_file(path)
+    except OSError as error:
+        raise InputError(f"{location}: {error.strerror}") from None
+
+
+def _nearby(path: Path) -> str | None:
+    """A hint at a file of nearly that name, or at the folder that is missing."""
+    import difflib
+
+    with contextlib.suppress(OSError):
+        if not path.parent.is_dir():
+            return f"The folder {path.parent} is not there either; paths are relative to the recipe's folder."
+        near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
+        return f"Did you mean {near[0]}?" if near else "Paths are relative to the recipe's folder."
+    return None
+
+

@@ -1,0 +1,255 @@
+"""Recipe x target -> plan: a tree of steps, in which what alternatives share stands once. Pure: nothing is opened or run.
+
+Every leaf is a candidate, and so is the untouched model on each backend. Alternatives that make no sense together
+(bf16 after INT8) are left out with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edgeopt import backends, compilers, stages
+from edgeopt.artifact import Artifact
+from edgeopt.errors import InputError, MissingDependency
+from edgeopt.recipe import Alternative, DataSource, Recipe, RecipeStep
+from edgeopt.stages import Options
+from edgeopt.target import Target
+
+IMPORT = "import"
+SOURCE_PRECISION = "fp32"
+
+
+@dataclass(frozen=True)
+class PlanStep:
+    """One thing to build. `id` is the path of labels from the model to here; `parent` the id of what it starts from.
+
+    `precision` is what its result computes in, `roles` the data it reads.
+    """
+
+    id: str
+    parent: str
+    stage: str
+    choice: str
+    options: Options
+    label: str
+    precision: str
+    roles: tuple[str, ...]
+    depth: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A leaf: the artifact of `step`, run by `backend`. `labels` are the steps that made it, by stage."""
+
+    id: str
+    step: str
+    backend: str
+    labels: Mapping[str, str]
+    untouched: bool
+
+    @property
+    def depth(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. `baseline` is the candidate that all are held against.
+
+    `left_out` maps candidates that are not built to the reason.
+    """
+
+    recipe: Recipe
+    data: Mapping[str, DataSource]
+    steps: tuple[PlanStep, ...]
+    candidates: tuple[Candidate, ...]
+    baseline: str
+    left_out: Mapping[str, str]
+
+    def step(self, step_id: str) -> PlanStep:
+        return next(step for step in self.steps if step.id == step_id)
+
+    def lineage(self, step: PlanStep) -> tuple[PlanStep, ...]:
+        """The steps from the model to this one, this one included."""
+        before = () if step.parent == IMPORT else self.lineage(self.step(step.parent))
+        return (*before, step)
+
+    def tools(self) -> dict[str, str]:
+        """Every distribution that building or running needs, with what needs it."""
+        needed: dict[str, str] = {}
+        for step in self.steps:
+            for tool in stages.find(step.stage).tools(step.choice, step.options):
+                needed.setdefault(tool, f"{step.stage}: {step.label}" if step.stage != "compile" else step.label)
+        for candidate in self.candidates:
+            needed.setdefault(backends.find(candidate.backend).DISTRIBUTION, candidate.backend)
+        return needed
+
+
+def make(recipe: Recipe) -> Plan:
+    """The plan of a recipe.
+
+    Raises InputError where data is missing that a step reads, MissingDependency where the recipe names a backend that is
+    not installed.
+    """
+    left_out: dict[str, str] = {}
+    steps: dict[str, PlanStep] = {}
+    candidates: dict[str, Candidate] = {}
+    compile_step = _compile_step(recipe, left_out)
+    transforms = [step for step in recipe.steps if step.stage != "compile"]
+
+    untouched = [Alternative(a.choice, type(a.options)()) for a in compile_step.alternatives]
+    leaves = [(IMPORT, SOURCE_PRECISION, alternative, True) for alternative in dict.fromkeys(untouched)]
+    leaves += [
+        (parent, precision, alternative, False)
+        for parent, precision in _tree(transforms, steps, left_out)
+        for alternative in compile_step.alternatives
+    ]
+    for parent, precision, alternative, is_untouched in leaves:
+        step = _step("compile", alternative, parent, precision, steps, left_out)
+        if step is None:
+            continue
+        labels = {s.stage: s.label for s in _path(steps, parent)} | {"compile": alternative.label()}
+        candidate = Candidate("-".join(labels.values()), step.id, alternative.choice, labels, is_untouched)
+        candidates.setdefault(candidate.id, candidate)
+    if not candidates:
+        raise InputError("the recipe has no candidate left", remedy="; ".join(left_out.values()) or None)
+    baseline = next((c.id for c in candidates.values() if c.untouched and c.backend == "onnxruntime"), None)
+    plan = Plan(
+        recipe,
+        _data(recipe, steps.values()),
+        tuple(steps.values()),
+        tuple(candidates.values()),
+        baseline or next(iter(candidates)),
+        {key: reason for key, reason in left_out.items() if key not in candidates},
+    )
+    return plan
+
+
+def without_missing_tools(plan: Plan) -> None:
+    """Raise MissingDependency for the first tool of the plan that is not installed here."""
+    for tool, needed_by in plan.tools().items():
+        if backends.version(tool) is None:
+            raise MissingDependency(
+                f"{needed_by} needs {tool}, which is not installed",
+                remedy=f"Install it with: pip install {tool} (or take {needed_by.split(':')[0]} out of the recipe)",
+            )
+
+
+def step_inputs(
+    step: PlanStep, parent: Artifact, sample_digests: Mapping[str, str], target: Target
+) -> dict[str, Any]:
+    """Everything that decides what a step makes: the store's key is the digest of this."""
+    stage = stages.find(step.stage)
+    version = compilers.find(step.choice).VERSION if step.stage == "compile" else stage.VERSION
+    return {
+        "stage": step.stage,
+        "choice": step.choice,
+        "version": version,
+        "options": step.options.model_dump(mode="json"),
+        "parent": parent.digest,
+        "samples": dict(sample_digests),
+        "tools": {tool: backends.version(tool) for tool in stage.tools(step.choice, step.options)},
+        "isa": list(target.isa),
+    }
+
+
+def _compile_step(recipe: Recipe, left_out: dict[str, str]) -> RecipeStep:
+    """The recipe's compile step, or one alternative for each backend of the target that is installed."""
+    named = next((step for step in recipe.steps if step.stage == "compile"), None)
+    if named is not None:
+        alternatives = named.alternatives
+    else:
+        choices = stages.find("compile").choices()
+        alternatives = tuple(Alternative(name, choices[name]()) for name in recipe.target.backends if name in choices)
+    if recipe.backends_optional:
+        usable = []
+        for alternative in alternatives:
+            if missing := _missing(alternative):
+                left_out[alternative.label()] = f"{missing} is not installed"
+            else:
+                usable.append(alternative)
+        if alternatives and not usable:
+            raise MissingDependency(
+                f"no backend of the target {recipe.target.name} is installed here",
+                remedy="Install one, for instance: pip install 'edgeopt[onnxruntime]' (edgeopt doctor tells more).",
+            )
+        alternatives = tuple(usable)
+    return RecipeStep("compile", alternatives)
+
+
+def _missing(alternative: Alternative) -> str | None:
+    tools = [*compilers.find(alternative.choice).tools(alternative.options)]
+    tools.append(backends.find(alternative.choice).DISTRIBUTION)
+    return next((tool for tool in tools if backends.version(tool) is None), None)
+
+
+def _tree(
+    transforms: list[RecipeStep], steps: dict[str, PlanStep], left_out: dict[str, str]
+) -> list[tuple[str, str]]:
+    """Every (step id, precision) that the transforms lead to, the steps on the way added to `steps`."""
+    tips = [(IMPORT, SOURCE_PRECISION)]
+    for transform in transforms:
+        grown: dict[tuple[str, str], None] = {}
+        for parent, precision in tips:
+            for alternative in transform.alternatives:
+                if alternative.choice == "none":
+                    grown[parent, precision] = None
+                elif step := _step(transform.stage, alternative, parent, precision, steps, left_out):
+                    grown[step.id, step.precision] = None
+        tips = list(grown)
+    return tips
+
+
+def _step(
+    stage_name: str,
+    alternative: Alternative,
+    parent: str,
+    precision: str,
+    steps: dict[str, PlanStep],
+    left_out: dict[str, str],
+) -> PlanStep | None:
+    stage = stages.find(stage_name)
+    choice, options = alternative.choice, alternative.options
+    label = alternative.label() or stage_name
+    before = [step.label for step in _path(steps, parent)]
+    if reason := stage.objection(choice, options, precision):
+        left_out["-".join([*before, label])] = reason
+        return None
+    step = PlanStep(
+        id=f"{parent}/{stage_name}={label}",
+        parent=parent,
+        stage=stage_name,
+        choice=choice,
+        options=options,
+        label=label,
+        precision=stage.precision(choice, options, precision),
+        roles=tuple(stage.sample_roles(choice, options, precision)),
+        depth=len(before) + 1,
+    )
+    return steps.setdefault(step.id, step)
+
+
+def _path(steps: Mapping[str, PlanStep], step_id: str) -> list[PlanStep]:
+    if step_id == IMPORT:
+        return []
+    return [*_path(steps, steps[step_id].parent), steps[step_id]]
+
+
+def _data(recipe: Recipe, steps: Any) -> dict[str, DataSource]:
+    """The data that will be read: what steps need, what validates, and an example for the import."""
+    needed = {role: step for step in steps for role in step.roles}
+    for role, step in needed.items():
+        if role not in recipe.data:
+            raise InputError(
+                f"{step.stage}: {step.label} reads {role} data, and the recipe has none",
+                remedy=f"Add it under data, such as `{role}: samples.npz`, or give --data samples.npz.",
+            )
+    chosen = {role: recipe.data[role] for role in needed}
+    if "validation" in recipe.data:
+        chosen["validation"] = recipe.data["validation"]
+    elif recipe.data:
+        role = "train" if "train" in recipe.data else "calibration"
+        chosen["validation"] = replace(recipe.data[role], samples=recipe.data[role].samples or 1000)
+    return chosen

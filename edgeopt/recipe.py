@@ -1,0 +1,407 @@
+"""The recipe: what to start from, the steps with their alternatives, the budgets. YAML in, `Recipe` out.
+
+Every mistake is told at once, each with its line, and with the nearest known name where a name is wrong. Paths are
+relative to the recipe's own folder. Reading a recipe imports no vendor library and opens no model or data file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from edgeopt import stages, units, yaml
+from edgeopt.budget import QUANTITIES, Budget, Limit
+from edgeopt.catalog import target as find_target
+from edgeopt.errors import EdgeoptError, InputError, RecipeError
+from edgeopt.samples import Preprocess
+from edgeopt.stages import Options
+from edgeopt.target import Target
+
+METRICS = ("top1", "top5", "agreement", "sqnr")
+ROLES = ("train", "calibration", "validation")
+CALIBRATION_SAMPLES = 300
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where samples come from: a .npz or .npy file, or a function, "file.py:function" or "package.module:function".
+
+    `samples` of them are drawn without replacement by `seed`; None takes all, in order.
+    """
+
+    location: str
+    samples: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One thing a step may do: a choice of its stage ("int8"), with options."""
+
+    choice: str
+    options: Options
+
+    def label(self) -> str:
+        """The choice, with the options that differ from their defaults: "openvino-bf16"."""
+        changed = [
+            _label_of(value) for name, value in self.options if value != type(self.options).model_fields[name].default
+        ]
+        return "-".join(filter(None, [self.choice, *changed]))
+
+
+@dataclass(frozen=True)
+class RecipeStep:
+    """A stage and its alternatives, each of which is tried."""
+
+    stage: str
+    alternatives: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """How candidates are timed: `rounds` of blocks of `block_ns`, and whether validation is cut to fewer samples."""
+
+    rounds: int = 16
+    block_ns: int = 100_000_000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe with every path absolute and every value checked that can be checked without opening the model.
+
+    `backends_optional` is true where the recipe did not name its backends itself: those not installed are then left out.
+    `document` is the recipe as read, for `run.json`.
+    """
+
+    name: str
+    model: str
+    weights: str | None
+    data: Mapping[str, DataSource]
+    preprocess: Preprocess
+    metric: str | None
+    steps: tuple[RecipeStep, ...]
+    target: Target
+    budget: Budget
+    measure: MeasureOptions = MeasureOptions()
+    step_seconds: float = 1800.0
+    backends_optional: bool = False
+    document: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read(path: Path) -> Recipe:
+    """A recipe file. Raises RecipeError with every mistake in it, or InputError where it is not YAML."""
+    return resolve(yaml.load(path), base=path.resolve().parent, name=path.stem)
+
+
+def resolve(document: yaml.Document, *, base: Path, name: str, backends_optional: bool = False) -> Recipe:
+    """Check a parsed document. `base` is the folder that paths are relative to."""
+    return _Reader(document, base).recipe(name, backends_optional)
+
+
+class _Reader:
+    """Walks a document once and collects problems instead of stopping at the first."""
+
+    def __init__(self, document: yaml.Document, base: Path) -> None:
+        self.document = document
+        self.base = base
+        self.problems: list[tuple[yaml.Place, str]] = []
+
+    def recipe(self, name: str, backends_optional: bool) -> Recipe:
+        top = self.document.value
+        if not isinstance(top, dict):
+            raise RecipeError([f"{self.document.name}: a recipe is a mapping with a model, data and steps"])
+        readers: dict[str, Callable[[Any, yaml.Place], Any]] = {
+            "model": self._location,
+            "weights": self._location,
+            "data": self._data,
+            "preprocess": self._preprocess,
+            "metric": lambda value, place: self._one_of(value, METRICS, place),
+            "steps": self._steps,
+            "target": self._target,
+            "budget": self._limits,
+            "prefer": self._prefer,
+            "measure": self._measure,
+            "step time limit": lambda value, place: self._quantity(units.parse_time, value, place),
+        }
+        found = {key: readers[key](top[key], (key,)) for key in self._known(top, readers, ())}
+        if "model" not in top:
+            self.problems.append(((), "a recipe needs a model: a file, or a torch factory such as model.py:build"))
+        if self.problems:
+            self._raise()
+        seconds = found.get("step time limit")
+        return Recipe(
+            name=name,
+            model=found["model"],
+            weights=found.get("weights"),
+            data=found.get("data") or {},
+            preprocess=found.get("preprocess") or Preprocess(),
+            metric=found.get("metric"),
+            steps=found.get("steps") or (),
+            target=found.get("target") or find_target("host"),
+            budget=Budget(found.get("budget") or (), found.get("prefer") or ("latency p50",)),
+            measure=found.get("measure") or MeasureOptions(),
+            step_seconds=seconds / 1e9 if seconds else Recipe.step_seconds,
+            backends_optional=backends_optional or not any(step.stage == "compile" for step in found.get("steps") or ()),
+            document=top,
+        )
+
+    def _raise(self) -> None:
+        seen = dict.fromkeys(
+            f"{self.document.where(place)}: {message}"
+            for place, message in sorted(self.problems, key=lambda p: self.document.lines.get(p[0], 0))
+        )
+        raise RecipeError(tuple(seen))
+
+    def _wrong(self, place: yaml.Place, message: str) -> None:
+        self.problems.append((place, message))
+
+    def _known(self, value: Mapping[str, Any], known: Iterable[str], place: yaml.Place) -> Iterator[str]:
+        """The keys of a mapping that are known; the others are problems."""
+        for key in value:
+            if key in known:
+                yield key
+            else:
+                self._wrong((*place, key), unknown("key", key, known))
+
+    def _mapping(self, value: Any, place: yaml.Place, what: str) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return value
+        self._wrong(place, f"{what} is a mapping, not {_kind(value)}")
+        return {}
+
+    def _one_of(self, value: Any, names: Iterable[str], place: yaml.Place) -> str | None:
+        if value in names:
+            return str(value)
+        self._wrong(place, unknown(str(place[-1]), value, names))
+        return None
+
+    def _quantity(self, parse: Callable[[object], Any], value: Any, place: yaml.Place) -> Any:
+        try:
+            return parse(value)
+        except ValueError as error:
+            self._wrong(place, f"{place[-1]}: {error}")
+            return None
+
+    def _location(self, value: Any, place: yaml.Place) -> str:
+        """A path made absolute; a function "file.py:function" too; "package.module:function" as it is."""
+        if not isinstance(value, str) or not value:
+            self._wrong(place, f"{place[-1]} is a path or file.py:function, not {_kind(value)}")
+            return ""
+        try:
+            return locate(value, self.base)
+        except EdgeoptError as error:
+            self._wrong(place, error.message)
+            return ""
+
+    def _data(self, value: Any, place: yaml.Place) -> dict[str, DataSource]:
+        value = self._mapping(value, place, "data")
+        for role in value:
+            if role not in ROLES:
+                self._wrong((*place, role), unknown("key", role, ROLES))
+        named = {role: value[role] for role in ROLES if role in value}
+        sources: dict[str, DataSource] = {}
+        for role, source in named.items():
+            where = (*place, role)
+            options = self._mapping(source, where, role) if not isinstance(source, str) else {"from": source}
+            known = dict.fromkeys(self._known(options, ("from", "samples", "seed"), where))
+            origin = options.get("from")
+            if origin is None:
+                self._wrong(where, f"{role} needs `from`: a file, a function, or one of {', '.join(ROLES)}")
+                continue
+            other = named.get(origin) if origin != role else None
+            if other is not None:
+                origin = other if isinstance(other, str) else other.get("from") if isinstance(other, dict) else None
+            for number in ("samples", "seed"):
+                least = 1 if number == "samples" else 0
+                if number in known and (not _is_integer(options[number]) or options[number] < least):
+                    self._wrong((*where, number), f"{number} is a whole number of at least {least}")
+            sources[role] = DataSource(
+                self._location(origin, where), options.get("samples"), options.get("seed", DataSource.seed)
+            )
+        if "calibration" not in sources and "train" in sources:
+            sources["calibration"] = DataSource(sources["train"].location, CALIBRATION_SAMPLES)
+        return sources
+
+    def _preprocess(self, value: Any, place: yaml.Place) -> Preprocess:
+        value = self._mapping(value, place, "preprocess")
+        found: dict[str, tuple[Any, ...]] = {}
+        for key in self._known(value, ("transpose", "mean", "std"), place):
+            numbers = value[key] if isinstance(value[key], list) else [value[key]]
+            if not numbers or not all(_is_number(number) for number in numbers):
+                self._wrong((*place, key), f"{key} is a number, or a list of numbers")
+                continue
+            if key == "transpose" and sorted(numbers) != list(range(len(numbers))):
+                self._wrong((*place, key), "transpose is an order of a sample's axes, such as [2, 0, 1]")
+            if key == "std" and any(number <= 0 for number in numbers):
+                self._wrong((*place, key), "std is above zero")
+            found[key] = tuple(int(n) if key == "transpose" else float(n) for n in numbers)
+        return Preprocess(found.get("mean", ()), found.get("std", ()), found.get("transpose", ()))
+
+    def _target(self, value: Any, place: yaml.Place) -> Target | None:
+        try:
+            if isinstance(value, str) and value.endswith((".yaml", ".yml")):
+                return find_target(str((self.base / value).resolve()))
+            if isinstance(value, str):
+                return find_target(value)
+            if isinstance(value, dict):
+                from edgeopt.catalog import target_from
+
+                return target_from(value, base=str(value.get("base", "host")), where=self.document.where(place))
+        except InputError as error:
+            self._wrong(place, f"{error.message}{' ' + error.remedy if error.remedy else ''}")
+            return None
+        self._wrong(place, f"target is a name, a .yaml file or a mapping, not {_kind(value)}")
+        return None
+
+    def _limits(self, value: Any, place: yaml.Place) -> tuple[Limit, ...]:
+        value = self._mapping(value, place, "budget")
+        limits = []
+        for key, text in value.items():
+            name = "latency p50" if key == "latency" else key
+            if name not in QUANTITIES:
+                self._wrong((*place, key), unknown("budget", key, QUANTITIES))
+                continue
+            bound = self._quantity(QUANTITIES[name].parse, text, (*place, key))
+            if bound is not None:
+                limits.append(Limit(name, bound))
+        return tuple(limits)
+
+    def _prefer(self, value: Any, place: yaml.Place) -> tuple[str, ...]:
+        names = value if isinstance(value, list) else [value]
+        for name in names:
+            if name not in QUANTITIES:
+                self._wrong(place, unknown("quantity to prefer", name, QUANTITIES))
+        return tuple(names)
+
+    def _measure(self, value: Any, place: yaml.Place) -> MeasureOptions:
+        value = self._mapping(value, place, "measure")
+        rounds, block = MeasureOptions.rounds, MeasureOptions.block_ns
+        for key in self._known(value, ("rounds", "block"), place):
+            if key == "block":
+                block = self._quantity(units.parse_time, value[key], (*place, key)) or block
+            elif not _is_integer(value[key]) or value[key] < 3:
+                self._wrong((*place, key), "rounds is a whole number of at least 3")
+            else:
+                rounds = value[key]
+        return MeasureOptions(rounds, block)
+
+    def _steps(self, value: Any, place: yaml.Place) -> tuple[RecipeStep, ...]:
+        if not isinstance(value, list):
+            self._wrong(place, f"steps is a list, not {_kind(value)}")
+            return ()
+        steps: list[RecipeStep] = []
+        for index, item in enumerate(value):
+            where = (*place, index)
+            if not isinstance(item, dict) or len(item) != 1:
+                self._wrong(where, "a step is one stage with its alternatives, such as `- quantize: [none, int8]`")
+                continue
+            ((name, alternatives),) = item.items()
+            if name not in stages.STAGES and name not in _published("edgeopt.stages"):
+                self._wrong((*where, name), unknown("stage", name, stages.STAGES))
+                continue
+            if any(step.stage == name for step in steps):
+                self._wrong((*where, name), f"the stage {name} is there twice: list its alternatives in one step")
+            if steps and steps[-1].stage == "compile":
+                self._wrong((*where, name), f"{name} comes after compile: compile is the last step")
+            steps.append(RecipeStep(name, tuple(self._alternatives(name, alternatives, (*where, name)))))
+        return tuple(steps)
+
+    def _alternatives(self, stage: str, value: Any, place: yaml.Place) -> Iterator[Alternative]:
+        choices = stages.find(stage).choices()
+        if isinstance(value, list) and not value:
+            self._wrong(place, f"{stage} has no alternatives: name at least one of {', '.join(choices)}")
+        for index, item in enumerate(value if isinstance(value, list) else [value]):
+            where = (*place, index) if isinstance(value, list) else place
+            if list(choices) == [""]:
+                yield from self._expanded("", item if isinstance(item, dict) else {"": item}, choices[""], where)
+            elif isinstance(item, dict):
+                for choice, options in item.items():
+                    if choice not in choices:
+                        self._wrong((*where, choice), unknown(f"alternative of {stage}", choice, choices))
+                    else:
+                        inner = (*where, choice)
+                        yield from self._expanded(choice, options or {}, choices[choice], inner)
+            elif item not in choices:
+                self._wrong(where, unknown(f"alternative of {stage}", "none" if item is None else item, choices))
+            else:
+                yield from self._expanded(item, {}, choices[item], where)
+
+    def _expanded(self, choice: str, options: Any, kind: type[Options], place: yaml.Place) -> Iterator[Alternative]:
+        """One alternative for each combination of the options that are lists where a single value is due."""
+        if not isinstance(options, dict):
+            self._wrong(place, f"options are a mapping, not {_kind(options)}")
+            return
+        many = [
+            [(key, item) for item in value] if isinstance(value, list) and not _takes_list(kind, key) else [(key, value)]
+            for key, value in options.items()
+        ]
+        for combination in itertools.product(*many):
+            try:
+                yield Alternative(choice, kind(**dict(combination)))
+            except ValidationError as error:
+                for detail in error.errors(include_url=False):
+                    self._wrong((*place, *detail["loc"]), _explain(detail, kind))
+
+
+def locate(text: str, base: Path) -> str:
+    """An absolute path for a path or "file.py:function"; "package.module:function" and absolute paths as they are."""
+    file, colon, function = text.rpartition(":")
+    if colon and function.isidentifier() and file:
+        if file.endswith(".py"):
+            return f"{(base / file).resolve()}:{function}"
+        if re.fullmatch(r"\w+(\.\w+)*", file):
+            return text
+    if "\0" in text:
+        raise InputError("a path cannot hold a null character")
+    return str((base / text).resolve())
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> str:
+    """ "unknown stage 'quantise', did you mean 'quantize'?" """
+    names = [name for name in known if name]
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(names)}"
+    return f"unknown {what} {name!r}, {hint}"
+
+
+def _explain(detail: Any, kind: type[Options]) -> str:
+    name = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return unknown("option", name, kind.model_fields)
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{name}: {message[:1].lower()}{message[1:]}, not {detail['input']!r}"
+
+
+def _takes_list(kind: type[Options], name: str) -> bool:
+    field_info = kind.model_fields.get(name)
+    return field_info is not None and bool(re.match(r"(list|tuple|set|frozenset|typing)", str(field_info.annotation)))
+
+
+def _published(group: str) -> set[str]:
+    import importlib.metadata
+
+    return {entry.name for entry in importlib.metadata.entry_points(group=group)}
+
+
+def _label_of(value: Any) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "", str(value)) if not isinstance(value, bool) else ""
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "a mapping", list: "a list", str: f"the text {value!r}", type(None): "nothing"}
+    return names.get(type(value), f"{value!r}")

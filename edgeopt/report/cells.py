@@ -1,0 +1,154 @@
+"""The cells of the table of candidates, for every report: what a person reads of each number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgeopt import units
+from edgeopt.budget import QUANTITIES
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column. `words` wrap and stand left; `optional` ones are left out where there is little room."""
+
+    key: str
+    title: str
+    words: bool = False
+    optional: bool = False
+
+
+COLUMNS = (
+    Column("mark", ""),
+    Column("id", "candidate"),
+    Column("p50", "p50"),
+    Column("p95", "p95", optional=True),
+    Column("speedup", "speed-up"),
+    Column("size", "size"),
+    Column("smaller", "smaller", optional=True),
+    Column("memory", "memory", optional=True),
+    Column("quality", "quality"),
+    Column("drop", "drop"),
+    Column("verdict", "verdict", words=True),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate as text."""
+
+    id: str
+    status: str
+    baseline: bool
+    cells: Mapping[str, str]
+
+
+def rows_of(document: Mapping[str, Any]) -> tuple[Row, ...]:
+    """Rows in the order a person reads them: baseline, winner, fallbacks by rank, outside, failed, left out."""
+    order = {name: rank for rank, name in enumerate([document["winner"], *document["fallbacks"]])}
+    kinds = ("chosen", "inside", "outside", "failed", "skipped")
+
+    def place(candidate: Mapping[str, Any]) -> tuple[Any, ...]:
+        latency = _value(candidate, "p50")
+        return (
+            candidate["id"] != document["baseline"],
+            kinds.index(candidate["status"]),
+            order.get(candidate["id"], len(order)),
+            latency if latency is not None else float("inf"),
+        )
+
+    baseline = next((c for c in document["candidates"] if c["id"] == document["baseline"]), None)
+    return tuple(_row(c, document, baseline) for c in sorted(document["candidates"], key=place))
+
+
+def summary_of(document: Mapping[str, Any]) -> list[str]:
+    """The verdict in words, ties, how near each came when nothing is inside, the time spent, where it all is."""
+    lines = []
+    if document["winner"]:
+        lines.append(f"Winner: {document['winner']}: {document['why']}.")
+    else:
+        lines.append(f"No winner: {document['why']}.")
+        for candidate in document["candidates"]:
+            if candidate["status"] == "outside":
+                nearest = " (nearest)" if candidate["id"] == document["nearest"] else ""
+                lines.append(f"  {candidate['id']}{nearest}: {'; '.join(candidate['reasons'])}")
+    for warning in document.get("warnings", []):
+        lines.append(f"Warning: {warning}")
+    seconds = document["seconds"]
+    lines.append(
+        f"Built in {seconds['build']:.1f} s, measured in {seconds['measure']:.1f} s, {seconds['total']:.1f} s in all."
+    )
+    if document["run"]:
+        lines.append(f"Run: {document['run']}" + (f"   Bundle: {document['run']}/best" if document["winner"] else ""))
+    return lines
+
+
+def budget_lines(document: Mapping[str, Any]) -> list[str]:
+    """The limits of the budget as text."""
+    lines = []
+    for name, bound in document["budget"]["limits"].items():
+        quantity = QUANTITIES[name]
+        lines.append(f"{name} {'≤' if quantity.lower_is_better else '≥'} {quantity.format(bound)}")
+    return lines
+
+
+def quality_text(quality: Mapping[str, Any] | None) -> str:
+    """ "94.40 %" for a share, "19.3 dB" for a ratio."""
+    if quality is None or quality["value"] is None:
+        return ""
+    if quality["metric"] == "sqnr":
+        return f"{quality['value']:.1f} dB"
+    return units.format_fraction(quality["value"])
+
+
+def drop_text(quality: Mapping[str, Any] | None) -> str:
+    """The drop in points with half the width of its interval: "0.12 ±0.20"."""
+    if quality is None or quality["drop"] is None:
+        return ""
+    half = (quality["drop_high"] - quality["drop_low"]) / 2 * 100
+    return f"{quality['drop'] * 100:.2f} ±{half:.2f}"
+
+
+def speedup_text(speedup: Mapping[str, Any] | None) -> str:
+    """ "5.41x", with a question mark where the comparison is inconclusive."""
+    if speedup is None:
+        return ""
+    return f"{speedup['value']:.2f}x" + ("?" if speedup["verdict"] == "inconclusive" else "")
+
+
+def _row(candidate: Mapping[str, Any], document: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> Row:
+    is_baseline = candidate["id"] == document["baseline"]
+    artifact, original = candidate.get("artifact"), (baseline or {}).get("artifact")
+    p50, p95, memory = _value(candidate, "p50"), _value(candidate, "p95"), candidate.get("peak_memory_bytes")
+    cells = {
+        "mark": "►" if candidate["status"] == "chosen" else "",
+        "id": candidate["id"],
+        "p50": units.format_time(p50) if p50 is not None else "",
+        "p95": units.format_time(p95) if p95 is not None else "",
+        "speedup": "1x" if is_baseline and p50 is not None else speedup_text(candidate.get("speedup")),
+        "size": units.format_size(artifact["size_bytes"]) if artifact else "",
+        "smaller": f"{original['size_bytes'] / artifact['size_bytes']:.1f}x" if artifact and original else "",
+        "memory": units.format_size(memory) if memory is not None else "",
+        "quality": quality_text(candidate.get("quality")),
+        "drop": drop_text(candidate.get("quality")),
+        "verdict": _verdict(candidate, document),
+    }
+    return Row(candidate["id"], candidate["status"], is_baseline, cells)
+
+
+def _verdict(candidate: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    status, name = candidate["status"], candidate["id"]
+    told = {"chosen": "chosen", "inside": "inside", "outside": "outside", "failed": "failed", "skipped": "left out"}[status]
+    if name == document["baseline"]:
+        told = f"baseline, {told}"
+    if name in document["ties"]:
+        told += ", tie"
+    reasons: Sequence[str] = candidate["reasons"]
+    return f"{told}: {'; '.join(reasons)}" if reasons else told
+
+
+def _value(candidate: Mapping[str, Any], name: str) -> float | None:
+    latency = candidate.get("latency_ns")
+    return latency[name]["value"] if latency and latency[name] else None

@@ -1,0 +1,198 @@
+"""The document that a run leaves: choice.json, `convert --json`, and what every report is drawn from.
+
+Made of what was built and measured, with nothing added: a number that was not measured is null. Fields are only ever added,
+and `schema` says which edition it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgeopt.artifact import Artifact
+from edgeopt.budget import Budget, Choice, Scored, choose, judge
+from edgeopt.errors import EdgeoptError
+from edgeopt.measurement import Comparison, Drop, Measurement
+from edgeopt.plan import Candidate, Plan
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How right an artifact is, run by its backend.
+
+    `value` is the recipe's metric (a fraction of one, dB for sqnr), `drop` how far below the original's, over the same
+    samples. `fidelity` is top-1 agreement with the original's outputs, None where those are no class scores; `sqnr_db` the
+    signal to quantization noise of all outputs.
+    """
+
+    metric: str
+    value: float
+    drop: Drop | None
+    fidelity: float | None
+    sqnr_db: float | None
+    samples: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one candidate. What did not come about is None; `error` says why."""
+
+    candidate: Candidate
+    artifact: Artifact | None
+    measurement: Measurement | None
+    quality: Quality | None
+    error: EdgeoptError | None
+    log: str | None = None
+
+
+def values(outcome: Outcome) -> dict[str, float | None]:
+    """A candidate's quantities, as budgets name them."""
+    measured, quality = outcome.measurement, outcome.quality
+    latency = measured.latency if measured else None
+    found: dict[str, float | None] = {
+        f"latency {name}": p.value if latency and (p := latency.percentiles[name]) else None
+        for name in ("p50", "p90", "p95", "p99")
+    }
+    found["throughput"] = measured.throughput_per_s if measured else None
+    found["cold start"] = measured.load_ns + measured.first_inference_ns if measured else None
+    found["peak memory"] = measured.peak_memory_bytes if measured else None
+    found["size"] = outcome.artifact.size_bytes if outcome.artifact else None
+    found["accuracy drop"] = quality.drop.value if quality and quality.drop else None
+    found["fidelity"] = quality.fidelity if quality else None
+    found["sqnr"] = quality.sqnr_db if quality else None
+    return found
+
+
+CompareTwo = Callable[[str, str], Comparison | None]
+
+
+def decide(outcomes: Mapping[str, Outcome], budget: Budget, compare: CompareTwo) -> Choice:
+    """The choice among candidates. `compare(a, b)` says whether b is faster than a, None where they never took turns."""
+
+    def compare_two(quantity: str, a: str, b: str) -> str:
+        if quantity.startswith(("latency", "throughput")):
+            found = compare(b, a)
+            return found.verdict if found else "inconclusive"
+        return "tie" if values(outcomes[a])[quantity] == values(outcomes[b])[quantity] else "faster"
+
+    scored = [
+        Scored(o.candidate.id, values(o), o.candidate.depth, _told(o.error) if o.error else None)
+        for o in outcomes.values()
+    ]
+    return choose(scored, budget, compare_two)
+
+
+def document(
+    plan: Plan,
+    outcomes: Mapping[str, Outcome],
+    choice: Choice,
+    compare: CompareTwo,
+    run: str,
+    times: Mapping[str, float],
+    warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The whole result as plain JSON; see `candidate_json` for one candidate."""
+    budget = plan.recipe.budget
+    rows = [
+        candidate_json(o, choice, budget, None if name == plan.baseline else compare(plan.baseline, name), plan.baseline)
+        for name, o in outcomes.items()
+    ]
+    rows += [_skipped(name, reason) for name, reason in plan.left_out.items()]
+    return {
+        "schema": SCHEMA,
+        "run": run,
+        "recipe": plan.recipe.name,
+        "target": plan.recipe.target.name,
+        "winner": choice.winner,
+        "why": choice.why,
+        "ties": list(choice.ties),
+        "nearest": choice.nearest,
+        "fallbacks": list(choice.fallbacks),
+        "baseline": plan.baseline,
+        "budget": budget.to_json(),
+        "candidates": rows,
+        "seconds": dict(times),
+        "warnings": list(warnings),
+    }
+
+
+def candidate_json(
+    outcome: Outcome, choice: Choice, budget: Budget, speedup: Comparison | None, baseline: str
+) -> dict[str, Any]:
+    """One candidate: id, steps, backend, artifact, what was measured, status and reasons."""
+    artifact, measured, quality = outcome.artifact, outcome.measurement, outcome.quality
+    name = outcome.candidate.id
+    details = artifact.details if artifact else {}
+    return {
+        "id": name,
+        "steps": dict(outcome.candidate.labels),
+        "backend": outcome.candidate.backend,
+        "untouched": outcome.candidate.untouched,
+        "artifact": {
+            "digest": artifact.digest,
+            "format": artifact.format,
+            "precision": artifact.precision,
+            "size_bytes": artifact.size_bytes,
+        }
+        if artifact
+        else None,
+        "parameters": details.get("parameters"),
+        "macs": details.get("macs"),
+        "details": dict(details),
+        "latency_ns": measured.latency.to_json() if measured else None,
+        "throughput_per_s": measured.throughput_per_s if measured else None,
+        "cpu_ns_per_inference": measured.cpu_ns_per_inference if measured else None,
+        "load_ns": measured.load_ns if measured else None,
+        "first_inference_ns": measured.first_inference_ns if measured else None,
+        "peak_memory_bytes": measured.peak_memory_bytes if measured else None,
+        "runtime_version": measured.runtime_version if measured else None,
+        "threads": measured.threads if measured else None,
+        "warnings": list(measured.warnings) if measured else [],
+        "quality": {
+            "metric": quality.metric,
+            "value": quality.value,
+            "drop": quality.drop.value if quality.drop else None,
+            "drop_low": quality.drop.low if quality.drop else None,
+            "drop_high": quality.drop.high if quality.drop else None,
+            "fidelity": quality.fidelity,
+            "sqnr_db": quality.sqnr_db,
+            "samples": quality.samples,
+        }
+        if quality
+        else None,
+        "speedup": {**speedup.speedup.to_json(), "against": baseline, "verdict": speedup.verdict} if speedup else None,
+        "operators": details.get("operators"),
+        "budget": [
+            {
+                "quantity": verdict.limit.quantity,
+                "limit": verdict.limit.bound,
+                "value": verdict.value,
+                "passed": verdict.passed,
+                "told": str(verdict),
+            }
+            for verdict in judge(budget, values(outcome))
+        ],
+        "status": _status(outcome, choice),
+        "reasons": list(choice.rejected.get(name, ())),
+        "error": outcome.error.to_json() if outcome.error else None,
+        "log": outcome.log,
+    }
+
+
+def _skipped(name: str, reason: str) -> dict[str, Any]:
+    return {"id": name, "status": "skipped", "reasons": [reason]}
+
+
+def _status(outcome: Outcome, choice: Choice) -> str:
+    if outcome.error:
+        return "failed"
+    if outcome.candidate.id == choice.winner:
+        return "chosen"
+    return "outside" if outcome.candidate.id in choice.rejected else "inside"
+
+
+def _told(error: EdgeoptError) -> str:
+    return f"{error.where}: {error.message}" if error.where else error.message

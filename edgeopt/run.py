@@ -1,0 +1,237 @@
+"""The whole way of `edgeopt convert`: recipe, probe, plan, build, measure, choose, and a run directory with the evidence.
+
+What can be checked is checked before the first expensive second. The run directory is made in one rename at the end:
+it is whole, or it is not there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgeopt import catalog, devices, evaluation, pipeline, plan, rundir, yaml
+from edgeopt.bench.session import SessionResult
+from edgeopt.errors import BudgetError, EdgeoptError, InputError, StageError
+from edgeopt.pipeline import Built, Prepared, Workers
+from edgeopt.plan import Plan
+from edgeopt.recipe import Recipe, read, resolve
+from edgeopt.report.live import Display
+from edgeopt.results import CompareTwo, Outcome, decide, document
+from edgeopt.schedule import Done, run_all
+from edgeopt.store import Entry, Store, default_root
+from edgeopt.target import Target
+
+DEFAULT_LEVEL = "full"
+
+
+def read_recipe(
+    what: str,
+    *,
+    level: str | None,
+    target: str | None,
+    data: str | None,
+    weights: str | None,
+    budget: Sequence[str],
+    base: Path,
+) -> Recipe:
+    """A recipe file, or a model with a level; flags that are given go over what the file says."""
+    if what.endswith((".yaml", ".yml")):
+        for flag, value in (("--level", level), ("--data", data), ("--weights", weights)):
+            if value is not None:
+                raise InputError(f"{flag} is for a model without a recipe; {Path(what).name} says it itself")
+        recipe = read(Path(what))
+        if not budget and target is None:
+            return recipe
+        changed = dict(recipe.document)
+        if budget:
+            changed["budget"] = {**(changed.get("budget") or {}), **_limits(budget)}
+        if target is not None:
+            changed["target"] = target
+        return resolve(yaml.Document(Path(what).name, changed), base=Path(what).resolve().parent, name=recipe.name)
+    shipped = catalog.level(level or DEFAULT_LEVEL)
+    written: dict[str, Any] = {
+        "model": what,
+        "weights": weights,
+        "data": {"calibration": {"from": data, "samples": 300}, "validation": data} if data else None,
+        "steps": shipped["steps"],
+        "target": target,
+        "budget": {**shipped.get("budget", {}), **_limits(budget)} if data else _limits(budget),
+    }
+    written = {key: value for key, value in written.items() if value is not None}
+    name = Path(what.rpartition(":")[0] or what).stem
+    return resolve(yaml.Document("command line", written), base=base, name=name, backends_optional=True)
+
+
+def _limits(budget: Sequence[str]) -> dict[str, str]:
+    limits = {}
+    for text in budget:
+        name, equals, bound = text.partition("=")
+        if not equals:
+            raise InputError(f"--budget {text!r}: write it like --budget 'latency p95=5 ms'")
+        limits[name.strip()] = bound.strip()
+    return limits
+
+
+def convert(recipe: Recipe, *, output: Path | None, remeasure: bool, display: Display) -> dict[str, Any]:
+    """Do everything a recipe says. Returns the document of `edgeopt.results`, which is also in the run directory.
+
+    Raises InputError, MissingDependency, TargetUnreachable before anything is built, StageError when every candidate
+    failed (the run directory is written), KeyboardInterrupt.
+    """
+    started = time.monotonic()
+    pipeline.check_inputs(recipe)
+    made = plan.make(recipe)
+    plan.without_missing_tools(made)
+    if not made.data:
+        raise InputError(
+            "there are no samples to measure with",
+            remedy="Add data to the recipe (validation: samples.npz), or give --data samples.npz.",
+        )
+    device = devices.find(recipe.target)
+    target = recipe.target if recipe.target.isa else replace(recipe.target, isa=device.isa())
+    with rundir.reserved(output, recipe.name) as folder:
+        store = Store(default_root())
+        with store.in_use(), display:
+            work = _Work(made, store, target, device, display, remeasure)
+            result = work.run()
+        times = {**result.seconds, "total": time.monotonic() - started}
+        outcomes, compare = result.outcomes, result.compare
+        choice = decide(outcomes, recipe.budget, compare)
+        found = document(result.plan, outcomes, choice, compare, str(folder.final), times, result.warnings)
+        rundir.write(folder, found, result, target)
+    return found
+
+
+def exit_code(found: Mapping[str, Any]) -> int:
+    """0 with a winner, 3 when no candidate is inside the budgets, 4 when all failed."""
+    if found["winner"]:
+        return 0
+    tried = [c for c in found["candidates"] if c["status"] != "skipped"]
+    return StageError.exit_code if all(c["status"] == "failed" for c in tried) else BudgetError.exit_code
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What was built and measured: the plan as it was run, an outcome for each candidate, and how to compare two."""
+
+    plan: Plan
+    outcomes: Mapping[str, Outcome]
+    builds: Mapping[str, Built]
+    qualities: Mapping[str, Entry]
+    samples: Prepared | None
+    session: SessionResult | None
+    seconds: Mapping[str, float]
+    reused: Mapping[str, bool]
+    warnings: Sequence[str]
+    logs: Mapping[str, Path]
+
+    @property
+    def compare(self) -> CompareTwo:
+        session = self.session
+        return lambda a, b: session.compare(a, b) if session else None
+
+
+class _Work:
+    """One run: builds and qualities as one graph of jobs, then the session."""
+
+    def __init__(
+        self, made: Plan, store: Store, target: Target, device: devices.Device, display: Display, remeasure: bool
+    ) -> None:
+        self.plan = made
+        self.store = store
+        self.target = target
+        self.device = device
+        self.display = display
+        self.remeasure = remeasure
+        self.workers = Workers(store, made.recipe.step_seconds, display)
+
+    def run(self) -> RunResult:
+        self.display.planned(self.plan)
+        started = time.monotonic()
+        results = self._build()
+        built_at = time.monotonic()
+        done = {key: value for key, value in results.items() if isinstance(value, Done)}
+        errors = {key: value for key, value in results.items() if isinstance(value, EdgeoptError)}
+        builds = {s.id: done[s.id].value for s in self.plan.steps if s.id in done}
+        entries = {
+            c.id: done[job].value for c in self.plan.candidates if (job := evaluation.quality_job_id(c.id)) in done
+        }
+        quality = evaluation.qualities(entries, self.plan.baseline)
+        samples: Prepared | None = done["data:validation"].value if "data:validation" in done else None
+        ready = {c.id: builds[c.step] for c in self.plan.candidates if c.id in quality and c.step in builds}
+        session: SessionResult | None = None
+        session_reused = False
+        if ready and samples:
+            session, session_reused = evaluation.measure(
+                self.plan,
+                ready,
+                samples,
+                self.plan.recipe.measure,
+                self.store,
+                self.workers,
+                self.device,
+                self.target,
+                self.display,
+                again=self.remeasure,
+            )
+        failed_later = evaluation.failures(session) if session else {}
+        outcomes, logs = {}, {}
+        for candidate in self.plan.candidates:
+            name, job = candidate.id, evaluation.quality_job_id(candidate.id)
+            error = failed_later.get(name) or errors.get(job) or errors.get(candidate.step)
+            built = builds.get(candidate.step)
+            log = self._log(candidate.step, job) if error else None
+            if log:
+                logs[name] = log
+            outcomes[name] = Outcome(
+                candidate,
+                built.artifact if built else None,
+                session.outcomes[name].measurement if session and name in session.outcomes and not error else None,
+                quality.get(name),
+                error,
+                f"log/{log.name}" if log else None,
+            )
+        return RunResult(
+            self.plan,
+            outcomes,
+            builds,
+            entries,
+            samples,
+            session,
+            {"build": built_at - started, "measure": time.monotonic() - built_at},
+            {**{key: value.reused for key, value in done.items()}, evaluation.MEASURE: session_reused},
+            self._warnings(session),
+            logs,
+        )
+
+    def _build(self) -> dict[str, Done | EdgeoptError]:
+        """All jobs. Where the baseline fails, the next untouched model is the baseline, and what is done is reused."""
+        untouched = [c.id for c in self.plan.candidates if c.untouched and c.id != self.plan.baseline]
+        while True:
+            jobs = pipeline.build_jobs(self.plan, self.store, self.workers, self.target)
+            jobs += evaluation.quality_jobs(self.plan, self.store, self.workers, self.device, self.target)
+            at_once = max(1, (self.device.machine().cores or 1))
+            results = run_all(jobs, at_once=at_once, observer=self.display, stop=self.workers.stop)
+            failed = isinstance(results.get(evaluation.quality_job_id(self.plan.baseline)), EdgeoptError)
+            if not failed or not untouched:
+                return results
+            self.plan = replace(self.plan, baseline=untouched.pop(0))
+
+    def _log(self, *jobs: str) -> Path | None:
+        return next((log for job in reversed(jobs) if (log := self.workers.log_of(job)).exists()), None)
+
+    def _warnings(self, session: SessionResult | None) -> list[str]:
+        told: dict[str, None] = {}
+        if "validation" not in self.plan.recipe.data:
+            told["there is no validation data: quality is taken on the data that calibrated"] = None
+        for outcome in session.outcomes.values() if session else ():
+            for warning in outcome.measurement.warnings if outcome.measurement else ():
+                told[warning] = None
+        for key in self.store.corrupt:
+            told[f"the cache entry {key[:12]} was damaged, and built again"] = None
+        return list(told)
+
+

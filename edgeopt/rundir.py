@@ -1,0 +1,183 @@
+"""The run directory: everything a run found out, written aside and moved into place in one rename.
+
+    run.json             all that is needed to do it again: recipe, digests, versions, seeds, machine
+    choice.json          the document of `edgeopt.results`
+    measurements.jsonl   a line for each candidate, with every raw sample
+    report.md            the table for a person; report.html the same for a browser
+    best/                the winner's bundle
+    log/                 what the workers of failed candidates printed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeopt import __version__, bundle
+from edgeopt.errors import InputError
+from edgeopt.report import html, markdown
+from edgeopt.results import Outcome
+from edgeopt.samples import Samples
+from edgeopt.target import Target
+
+if TYPE_CHECKING:
+    from edgeopt.run import RunResult
+
+GOLDEN_SAMPLES = 4
+RUNS = "runs"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run is written (`partial`), and where it will be (`final`)."""
+
+    partial: Path
+    final: Path
+
+
+@contextlib.contextmanager
+def reserved(output: Path | None, name: str) -> Iterator[RunFolder]:
+    """A folder to write a run in, tried out before the work begins; removed again unless the run is finished.
+
+    `output` must not exist or be empty; None takes the next free runs/<name>-<n>. Raises InputError where it cannot be
+    written, or is full.
+    """
+    final = _free(name) if output is None else output.absolute()
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise InputError(
+            f"{final} is not empty: a run is never written over another", remedy="Give --output a new folder."
+        )
+    made = [parent for parent in final.parents if not parent.exists()]
+    partial = final.parent / f".{final.name}.{os.getpid()}.partial"
+    try:
+        try:
+            partial.mkdir(parents=True)
+            (partial / "run.json").write_bytes(b" " * (1 << 16))
+        except OSError as error:
+            raise _unwritable(final, error) from None
+        yield RunFolder(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()  # only when nothing was written there
+
+
+def write(folder: RunFolder, document: Mapping[str, Any], result: RunResult, target: Target) -> None:
+    """Write the run and move it into place. Raises InputError when the disk is full."""
+    try:
+        _write(folder.partial, document, result, target)
+        with contextlib.suppress(FileNotFoundError):
+            folder.final.rmdir()
+        os.replace(folder.partial, folder.final)
+    except OSError as error:
+        raise _unwritable(folder.final, error) from None
+
+
+def _write(folder: Path, document: Mapping[str, Any], result: RunResult, target: Target) -> None:
+    _json(folder / "run.json", run_json(document, result, target))
+    _json(folder / "choice.json", document)
+    measured = [outcome.measurement for outcome in result.outcomes.values() if outcome.measurement]
+    (folder / "measurements.jsonl").write_text("".join(measurement.to_line() + "\n" for measurement in measured))
+    (folder / "report.md").write_text(markdown.render(document))
+    (folder / "report.html").write_text(html.render(document))
+    for name, log in result.logs.items():
+        (folder / "log").mkdir(exist_ok=True)
+        shutil.copyfile(log, folder / str(result.outcomes[name].log))
+    if document["winner"]:
+        _write_best(folder / "best", result.outcomes[document["winner"]], document, result)
+
+
+def run_json(document: Mapping[str, Any], result: RunResult, target: Target) -> dict[str, Any]:
+    """What is needed to do the run again and to see whether the same comes out."""
+    recipe = result.plan.recipe
+    return {
+        "schema": 1,
+        "edgeopt": __version__,
+        "recipe": {"name": recipe.name, "document": recipe.document},
+        "model": recipe.model,
+        "weights": recipe.weights,
+        "data": {
+            role: {"location": source.location, "samples": source.samples, "seed": source.seed}
+            for role, source in result.plan.data.items()
+        },
+        "target": target.to_json(),
+        "machine": result.session.machine.to_json() if result.session else None,
+        "measure": {"rounds": recipe.measure.rounds, "block_ns": recipe.measure.block_ns, "seed": 0},
+        "steps": [
+            {
+                "id": step.id,
+                "stage": step.stage,
+                "choice": step.choice,
+                "options": step.options.model_dump(mode="json"),
+                "key": built.entry.key,
+                "inputs": built.entry.inputs,
+                "artifact": built.artifact.digest,
+                "reused": result.reused[step.id],
+            }
+            for step in result.plan.steps
+            if (built := result.builds.get(step.id))
+        ],
+        "winner": document["winner"],
+        "seconds": document["seconds"],
+    }
+
+
+def _write_best(folder: Path, winner: Outcome, document: Mapping[str, Any], result: RunResult) -> None:
+    """The winner's bundle, its golden outputs those that its backend gave on the target while quality was taken."""
+    import numpy as np
+
+    built = result.builds[winner.candidate.step]
+    entry = result.qualities[winner.candidate.id]
+    assert winner.artifact is not None and winner.measurement is not None and result.samples is not None
+    samples = Samples(result.samples.folder)
+    count = min(GOLDEN_SAMPLES, len(samples))
+    outputs = {
+        spec.name: np.load(entry.files / f"outputs-{index}.npy", mmap_mode="r", allow_pickle=False)[:count]
+        for index, spec in enumerate(winner.artifact.outputs)
+    }
+    chosen = next(c for c in document["candidates"] if c["id"] == winner.candidate.id)
+    bundle.write_bundle(
+        folder,
+        winner.artifact,
+        built.folder,
+        winner.candidate.backend,
+        {name: np.asarray(samples.raw(name)[:count]) for name in samples.inputs},
+        outputs,
+        samples.preprocess,
+        [{**winner.measurement.summary(), "quality": chosen["quality"]}],
+        {"edgeopt": __version__, "candidate": chosen["id"], "steps": chosen["steps"], "source": _source_of(result)},
+    )
+
+
+def _source_of(result: RunResult) -> dict[str, Any]:
+    """The imported model that all candidates come from."""
+    built = next(iter(result.builds.values()))
+    return {"recipe": result.plan.recipe.name, "model": Path(result.plan.recipe.model).name, "parent": built.artifact.parent}
+
+
+def _free(name: str) -> Path:
+    """The first runs/<name>-<n> that is neither there nor being written."""
+    runs = Path.cwd() / RUNS
+    number = 1
+    while (runs / f"{name}-{number}").exists() or any(runs.glob(f".{name}-{number}.*.partial")):
+        number += 1
+    return runs / f"{name}-{number}"
+
+
+def _unwritable(final: Path, error: OSError) -> InputError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InputError(f"{final}: no space left for the run", remedy="Free some, or give --output another disk.")
+    return InputError(f"{final} cannot be written: {error.strerror}", remedy="Give --output a folder that can be.")
+
+
+def _json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+

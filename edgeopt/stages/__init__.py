@@ -1,0 +1,111 @@
+"""What a recipe's steps do to a model: one file a stage, each with its own options and version.
+
+A stage is a module with the names of the protocol `Stage`. Its alternatives ("int8", "openvino") are its choices; a
+stage whose alternatives differ in options alone has the one choice "". `run` is called in a worker process of its own, in
+an empty folder, and may import what it likes; the module itself imports no vendor library, because plans are made from
+it.
+
+To add one from another package, publish such a module as an entry point in the group `edgeopt.stages`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from pydantic import BaseModel, ConfigDict
+
+from edgeopt.artifact import Artifact, TensorSpec
+from edgeopt.errors import InputError
+from edgeopt.target import Target
+
+STAGES: dict[str, str] = {
+    "quantize": "edgeopt.stages.quantize",
+    "compile": "edgeopt.stages.compile",
+}
+
+
+class Options(BaseModel):
+    """The base of every stage's options: unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """One step to do.
+
+    `parent` is the artifact to start from, in `parent_folder`. `lineage` maps the stages before this one ("import",
+    "quantize") to the folders of what they made, so that a stage can go back to the float model. `samples` maps a role
+    ("calibration") to a folder that `edgeopt.samples.Samples` reads. `progress(fraction, text)` tells how far the
+    step is: a fraction of one, or None where it cannot be known. Files are written below `out`, which is empty.
+    """
+
+    choice: str
+    options: Any
+    parent: Artifact
+    parent_folder: Path
+    lineage: Mapping[str, Path]
+    samples: Mapping[str, Path]
+    target: Target
+    out: Path
+    progress: Callable[[float | None, str], None]
+
+
+@dataclass(frozen=True)
+class Produced:
+    """What a step wrote below its `out` folder. Fields as in `Artifact`."""
+
+    format: str
+    main: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    precision: str
+    runtime: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    for_this_target: bool = False
+
+
+class Stage(Protocol):
+    """The module of a stage."""
+
+    VERSION: int
+
+    def choices(self) -> Mapping[str, type[Options]]:
+        """The alternatives a recipe may name, each with the class of its options. "none" passes the model through."""
+        ...
+
+    def tools(self, choice: str, options: Any) -> Sequence[str]:
+        """The distributions whose versions change the result."""
+        ...
+
+    def sample_roles(self, choice: str, options: Any, precision: str) -> Sequence[str]:
+        """The data it reads, such as ("calibration",), when its parent computes in `precision`."""
+        ...
+
+    def objection(self, choice: str, options: Any, precision: str) -> str | None:
+        """Why it makes no sense on a parent that computes in `precision`: that alternative is then left out."""
+        ...
+
+    def precision(self, choice: str, options: Any, precision: str) -> str:
+        """What the result computes in when its parent computes in `precision`."""
+        ...
+
+    def run(self, job: StageJob) -> Produced:
+        """Do the step. Raises StageError (UnsupportedOperator names the operator)."""
+        ...
+
+
+def find(name: str) -> Stage:
+    """The module of a stage, ours or another package's."""
+    module = STAGES.get(name)
+    if module is None:
+        for entry in importlib.metadata.entry_points(group="edgeopt.stages"):
+            if entry.name == name:
+                return cast(Stage, entry.load())
+        raise InputError(f"there is no stage {name!r}", remedy=f"Stages: {', '.join(STAGES)}.")
+    return cast(Stage, importlib.import_module(module))

@@ -1,0 +1,60 @@
+"""The first step of every plan: bring the source model into canonical form, or tell what it is.
+
+`run` and `inspect` are jobs of a worker: a user's Python code and a stranger's file stay out of the command's process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeopt import formats
+from edgeopt.formats import ModelRef
+from edgeopt.stages import Produced
+from edgeopt.worker import Channel
+
+VERSION = 1
+
+
+def tools(model: str) -> Sequence[str]:
+    """The distributions whose versions change what a model of this format becomes."""
+    return formats.find(formats.format_of(model)).tools()
+
+
+def run(args: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """Import {"model", "weights", "samples": a folder or None} into the folder "out".
+
+    Returns {"produced": the fields of `Produced`, "sources": the user's Python files that made the model}.
+    """
+    importer = formats.importer(args["model"])
+    imported = importer.to_onnx(_ref(args), _folder(args.get("samples")), Path(args["out"]), channel.progress)
+    return {"produced": _to_json(imported.produced), "sources": [str(path) for path in imported.sources]}
+
+
+def inspect(args: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """Describe {"model", "weights", "samples": a folder with an example, or None}: the fields of `Summary`."""
+    channel.progress(None, "reading the model")
+    module = formats.find(formats.format_of(args["model"]))
+    return module.inspect(_ref(args), _folder(args.get("samples"))).to_json()
+
+
+def _ref(args: Mapping[str, Any]) -> ModelRef:
+    return ModelRef(args["model"], args.get("weights"))
+
+
+def _folder(name: str | None) -> Path | None:
+    return Path(name) if name else None
+
+
+def _to_json(produced: Produced) -> dict[str, Any]:
+    return {
+        "format": produced.format,
+        "main": produced.main,
+        "inputs": [spec.to_json() for spec in produced.inputs],
+        "outputs": [spec.to_json() for spec in produced.outputs],
+        "precision": produced.precision,
+        "runtime": dict(produced.runtime),
+        "details": dict(produced.details),
+        "for_this_target": produced.for_this_target,
+    }

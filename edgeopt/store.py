@@ -1,0 +1,275 @@
+"""Content-addressed storage of what steps made: atomic, locked, verified on read, garbage-collected.
+
+    <root>/entries/<key>/      entry.json (inputs, digests of the files, meta) and files/
+    <root>/partial/<key>/      being built; renamed into entries/ when complete
+    <root>/locks/<key>         held while a key is built, so that two runs build it once
+    <root>/hints/<key>.json    the source files that user code was found to load (see `Hint`)
+    <root>/logs/               what workers printed
+
+A key is the sha256 of a step's inputs as canonical JSON: whatever changes the result is among them. Failures are never
+stored. The store knows nothing of models or measurements.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeopt.artifact import canonical_json, list_files, sha256_of_file
+from edgeopt.errors import InputError
+
+SCHEMA = 1
+Inputs = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished step. `files` is the folder of what it made, `meta` what it told, `seconds` what it took then."""
+
+    key: str
+    folder: Path
+    inputs: Mapping[str, Any]
+    meta: Mapping[str, Any]
+    seconds: float
+    size_bytes: int
+    used: float
+
+    @property
+    def files(self) -> Path:
+        return self.folder / "files"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a build returns: its meta, and inputs that became known only by building (see `Store.build`)."""
+
+    meta: Mapping[str, Any]
+    late_inputs: Mapping[str, Any] | None = None
+
+
+def default_root() -> Path:
+    """EDGEOPT_CACHE, or edgeopt in the user's cache folder."""
+    if chosen := os.environ.get("EDGEOPT_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeopt"
+
+
+def key_of(inputs: Inputs) -> str:
+    """The sha256 of a step's inputs, in hexadecimal."""
+    return hashlib.sha256(canonical_json(inputs).encode()).hexdigest()
+
+
+class Store:
+    """One folder that several runs may share."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._corrupt: list[str] = []
+        try:
+            for name in ("entries", "partial", "locks", "hints", "logs"):
+                (root / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{root}: the cache cannot be written ({error.strerror})",
+                remedy="Point EDGEOPT_CACHE to a folder that can be.",
+            ) from None
+
+    @property
+    def corrupt(self) -> Sequence[str]:
+        """Keys of the entries found damaged, and dropped, since this store was opened."""
+        return tuple(self._corrupt)
+
+    def find(self, inputs: Inputs) -> Entry | None:
+        """The entry with these inputs, verified file by file. A damaged one is dropped, so that it is built again."""
+        entry = self._read(self.root / "entries" / key_of(inputs))
+        if entry is None:
+            return None
+        if not _intact(entry.folder):
+            self._corrupt.append(entry.key)
+            self._discard(entry.folder)
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(entry.folder / "entry.json")
+        return entry
+
+    def build(self, inputs: Inputs, make: Callable[[Path], Made]) -> tuple[Entry, bool]:
+        """The entry with these inputs, built by `make(folder)` unless it is there: (entry, whether it was there).
+
+        Another run that is building the same key is waited for. What `make` raises is raised, and nothing is stored.
+        `Made.late_inputs` are added to the inputs before the entry is filed.
+        """
+        key = key_of(inputs)
+        with self._locked(key):
+            if (found := self.find_recalled(inputs)) is not None:
+                return found, True
+            partial = self.root / "partial" / key
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                (partial / "files").mkdir(parents=True)
+                started = time.monotonic()
+                made = make(partial / "files")
+                full = {**inputs, **(made.late_inputs or {})}
+                record = {
+                    "schema": SCHEMA,
+                    "inputs": full,
+                    "meta": dict(made.meta),
+                    "seconds": round(time.monotonic() - started, 3),
+                    "files": [[f.path, f.sha256, f.size_bytes] for f in list_files(partial / "files")],
+                }
+                _write(partial / "entry.json", record)
+                final = self.root / "entries" / key_of(full)
+                if final.exists():
+                    self._discard(final)
+                os.replace(partial, final)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise InputError(
+                        f"{self.root}: no space left for the cache",
+                        remedy="Free some, run `edgeopt cache gc`, or point EDGEOPT_CACHE to another disk.",
+                    ) from None
+                raise
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+            entry = self._read(final)
+            assert entry is not None
+            return entry, False
+
+    def remove(self, inputs: Inputs) -> None:
+        """Drop the entry with these inputs, if there is one."""
+        self._discard(self.root / "entries" / key_of(inputs))
+
+    def remember(self, inputs: Inputs, hint: Mapping[str, Any]) -> None:
+        """Keep what building these inputs showed, for `recall`. Only a hint: it is checked whenever it is used."""
+        path = self.root / "hints" / f"{key_of(inputs)}.json"
+        temporary = path.with_suffix(f".{os.getpid()}")
+        _write(temporary, hint)
+        os.replace(temporary, path)
+
+    def recall(self, inputs: Inputs) -> Mapping[str, Any] | None:
+        """What was remembered for these inputs."""
+        try:
+            hint: Mapping[str, Any] = json.loads((self.root / "hints" / f"{key_of(inputs)}.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return hint
+
+    def find_recalled(self, inputs: Inputs) -> Entry | None:
+        """`find`, with the digests of the source files that are remembered for these inputs as they are now."""
+        hint = self.recall(inputs)
+        if hint is None:
+            return self.find(inputs)
+        late = source_digests(hint["sources"])
+        return None if late is None else self.find({**inputs, **late})
+
+    def entries(self) -> Iterator[Entry]:
+        """Every entry, unverified."""
+        for folder in sorted((self.root / "entries").iterdir()):
+            if (entry := self._read(folder)) is not None:
+                yield entry
+
+    def nearest(self, inputs: Inputs) -> Entry | None:
+        """The entry of the same step that shares most of these inputs: what `cache explain` compares with."""
+        same = [e for e in self.entries() if all(e.inputs.get(k) == inputs.get(k) for k in ("stage", "choice"))]
+        return max(same, key=lambda e: (sum(e.inputs.get(k) == v for k, v in inputs.items()), e.used), default=None)
+
+    def collect(self, limit_bytes: int, *, dry_run: bool = False) -> tuple[list[Entry], int]:
+        """Remove the entries unused for longest until the rest fits in `limit_bytes`: (the removed, bytes kept).
+
+        Raises InputError while another run uses the store.
+        """
+        with self._exclusive():
+            kept, removed = 0, []
+            for entry in sorted(self.entries(), key=lambda e: e.used, reverse=True):
+                if kept + entry.size_bytes <= limit_bytes:
+                    kept += entry.size_bytes
+                else:
+                    removed.append(entry)
+            if not dry_run:
+                for entry in removed:
+                    self._discard(entry.folder)
+                for name in ("partial", "locks", *(("hints", "logs") if limit_bytes == 0 else ())):
+                    shutil.rmtree(self.root / name, ignore_errors=True)
+                    (self.root / name).mkdir()
+            return removed, kept
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While this is held, no other process collects garbage here."""
+        with open(self.root / "users", "a") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        with open(self.root / "users", "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"{self.root}: another edgeopt is using the cache", remedy="Try again when it has ended."
+                ) from None
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        with open(self.root / "locks" / key, "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _read(self, folder: Path) -> Entry | None:
+        try:
+            record = json.loads((folder / "entry.json").read_text())
+            used = (folder / "entry.json").stat().st_mtime
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError:
+            record = {}
+        if record.get("schema") != SCHEMA:
+            self._corrupt.append(folder.name)
+            self._discard(folder)
+            return None
+        size = sum(size for _, _, size in record["files"])
+        return Entry(folder.name, folder, record["inputs"], record["meta"], record["seconds"], size, used)
+
+    def _discard(self, folder: Path) -> None:
+        """Out of the way in one rename, then removed: a reader sees all of an entry or none."""
+        doomed = self.root / "partial" / f"{folder.name}.{os.getpid()}.{time.monotonic_ns()}"
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(folder, doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def source_digests(sources: Sequence[str]) -> dict[str, Any] | None:
+    """{"sources": {file name: sha256}} of source files as they are now, None where one is gone."""
+    try:
+        return {"sources": {f"{index}:{Path(file).name}": sha256_of_file(Path(file)) for index, file in enumerate(sources)}}
+    except OSError:
+        return None
+
+
+def _intact(folder: Path) -> bool:
+    record = json.loads((folder / "entry.json").read_text())
+    try:
+        return all(
+            (path := folder / "files" / name).stat().st_size == size and sha256_of_file(path) == digest
+            for name, digest, size in record["files"]
+        )
+    except OSError:
+        return False
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    with open(path, "w") as file:
+        json.dump(value, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
