@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeopt import __version__
-from edgeopt.cli import cache, convert, doctor, inspect, plain, print_json, recipes, targets
+from edgeopt.cli import cache, convert, doctor, inspect, print_json, recipes, targets
 from edgeopt.errors import EdgeoptError
+from edgeopt.text import plain
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -105,7 +106,8 @@ def _bug(arguments: Sequence[str]) -> int:
         log.write(f"edgeopt {__version__}\nedgeopt {' '.join(arguments)}\nPython {sys.version}\n\n")
         traceback.print_exc(file=log)
     sys.stderr.write(
-        f"Error: this is a bug of edgeopt: {traceback.format_exc().splitlines()[-1]}\nPlease report it with {log.name}\n"
+        f"Error: this is a bug of edgeopt: {traceback.format_exc().splitlines()[-1]}\n"
+        f"Please report it with {log.name}\n"
     )
     return 1
 

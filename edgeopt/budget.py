@@ -1,11 +1,12 @@
 """Budgets, verdicts and the choice among candidates: pure, on numbers that were measured elsewhere.
 
-A quantity that was not measured is None, and breaks every limit set on it. This module knows nothing of models or of how
-a number came about; which of two latencies is really lower is asked of `compare`, which knows the raw samples.
+A quantity that was not measured is None, and breaks every limit set on it. This module knows nothing of models or of
+how a number came about; which of two latencies is really lower is asked of `compare`, which knows the raw samples.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -34,7 +35,7 @@ def _points(value: float) -> str:
 
 
 def _decibels(value: float) -> str:
-    return f"{value:.1f} dB"
+    return f"{value:.1f} dB" if math.isfinite(value) else "exact"
 
 
 def _rate(value: float) -> str:
@@ -67,9 +68,7 @@ QUANTITIES: Dict[str, Quantity] = {
         Quantity("peak memory", units.parse_size, units.format_size, example="180 MiB"),
         Quantity("size", units.parse_size, units.format_size, example="2 MB"),
         Quantity("accuracy drop", units.parse_fraction, _points, example="1 %"),
-        Quantity(
-            "fidelity", units.parse_fraction, units.format_fraction, lower_is_better=False, example="98 %"
-        ),
+        Quantity("fidelity", units.parse_fraction, units.format_fraction, lower_is_better=False, example="98 %"),
         Quantity("sqnr", units.parse_decibels, _decibels, lower_is_better=False, example="20 dB"),
     )
 }
@@ -113,8 +112,8 @@ class Verdict:
         quantity = QUANTITIES[self.limit.quantity]
         if self.value is None:
             return f"{self.limit.quantity} was not measured, the limit is {quantity.format(self.limit.bound)}"
-        sign = "≤" if self.passed == quantity.lower_is_better else "≥" if self.passed else ""
-        sign = sign or (">" if quantity.lower_is_better else "<")
+        inside, outside = ("≤", ">") if quantity.lower_is_better else ("≥", "<")
+        sign = inside if self.passed else outside
         told = f"{self.limit.quantity} {quantity.format(self.value)} {sign} {quantity.format(self.limit.bound)}"
         return told if self.passed or self.excess is None else f"{told} ({_percent(self.excess)} outside)"
 

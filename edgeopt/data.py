@@ -1,7 +1,8 @@
 """Bringing samples in: a .npz, .npy or Python function to the folder of arrays that workers and devices read.
 
-Runs in a worker. What is wrong with data is found here, before anything is built on it: shapes, dtypes, NaN, labels that
-are no class indices, nothing at all. It knows nothing of models; whether samples fit one is checked where it is imported.
+Runs in a worker. What is wrong with data is found here, before anything is built on it: shapes, dtypes, NaN, labels
+that are no class indices, nothing at all. It knows nothing of models; whether samples fit one is checked where it is
+imported.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from edgeopt.errors import InputError
 from edgeopt.samples import LABELS, Preprocess, write_samples
@@ -57,13 +58,13 @@ def prepare(args: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
 def _read(location: str) -> tuple[dict[str, Array], list[Path]]:
     import numpy as np
 
-    file, colon, function = location.rpartition(":")
+    _, colon, function = location.rpartition(":")
     if colon and function.isidentifier() and not Path(location).exists():
         made, sources = load_function(location, what="data function").call()
         if not isinstance(made, dict) or not all(isinstance(value, np.ndarray) for value in made.values()):
             raise InputError(
                 f"{location} returned {type(made).__name__}, not a dict of numpy arrays",
-                remedy='Return {"<input name>": array, ...}, samples along the first axis, and "labels" if there are any.',
+                remedy='Return {"<input name>": array, ...}, samples along the first axis; "labels" if there are any.',
             )
         return made, sources
     path = Path(location)
@@ -79,7 +80,8 @@ def _read(location: str) -> tuple[dict[str, Array], list[Path]]:
         raise InputError(f"{location}: {error.strerror or error}") from None
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise InputError(
-            f"{location}: {str(error).splitlines()[0]}", remedy="Save plain arrays with numpy.savez (no Python objects)."
+            f"{location}: {str(error).splitlines()[0]}",
+            remedy="Save plain arrays with numpy.savez (no Python objects).",
         ) from None
     raise InputError(f"{location}: neither a .npz nor a .npy file", remedy="Save the samples with numpy.savez.")
 
@@ -125,7 +127,7 @@ def _check_labels(labels: Array, location: str) -> Array:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise InputError(
-            f"{location}: labels are {labels.dtype} of shape {list(labels.shape)}, not whole numbers, one for each sample",
+            f"{location}: labels are {labels.dtype} of shape {list(labels.shape)}, not one whole number a sample",
             remedy="Give class indices: labels.argmax(1) for one-hot rows.",
         )
     if labels.min() < 0:
@@ -143,7 +145,9 @@ def _check_preprocess(preprocess: Preprocess, arrays: Mapping[str, Array], locat
         shape = [array.shape[1:][axis] for axis in preprocess.transpose] or list(array.shape[1:])
         for key, numbers in (("mean", preprocess.mean), ("std", preprocess.std)):
             if len(numbers) > 1 and (not shape or shape[0] != len(numbers)):
-                raise InputError(f"preprocess: {key} has {len(numbers)} numbers, a sample of {name} is of shape {shape}")
+                raise InputError(
+                    f"preprocess: {key} has {len(numbers)} numbers, a sample of {name} is of shape {shape}"
+                )
 
 
 def _draw(count: int, samples: int, seed: int) -> Array:
@@ -161,15 +165,15 @@ def peek(location: str) -> dict[str, tuple[list[int], str]] | None:
     if path.suffix not in (".npz", ".npy") or not path.is_file():
         return None
 
-    def header(stream: Any) -> tuple[list[int], str]:
+    def header(stream: IO[bytes]) -> tuple[list[int], str]:
         read = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = read(stream)
         return list(shape[1:]), str(dtype)
 
     try:
         if not zipfile.is_zipfile(path):
-            with open(path, "rb") as stream:
-                return {"input": header(stream)}
+            with open(path, "rb") as file:
+                return {"input": header(file)}
         found = {}
         with zipfile.ZipFile(path) as archive:
             for member in archive.namelist():

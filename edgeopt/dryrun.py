@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def examine(recipe: Recipe) -> dict[str, Any]:
-    """The plan as plain JSON. Raises InputError where the recipe or a file is wrong; missing tools are listed instead."""
+    """The plan as plain JSON. Raises InputError where the recipe or a file is wrong; missing tools are listed."""
     missing: list[dict[str, str]] = []
     try:
         pipeline.check_inputs(recipe)
@@ -59,7 +59,8 @@ def examine(recipe: Recipe) -> dict[str, Any]:
         "data": found_data,
         "steps": steps,
         "candidates": [
-            {"id": c.id, "step": c.step, "backend": c.backend, "baseline": c.id == made.baseline} for c in made.candidates
+            {"id": c.id, "step": c.step, "backend": c.backend, "baseline": c.id == made.baseline}
+            for c in made.candidates
         ],
         "left_out": dict(made.left_out),
         "budget": recipe.budget.to_json(),
@@ -129,7 +130,8 @@ def print_plan(found: Mapping[str, Any], console: Console) -> None:
     from rich.tree import Tree
 
     baseline = next(c["step"] for c in found["candidates"] if c["baseline"])
-    title = Text.assemble((str(found["recipe"]), "bold"), f" on {found['target']}: {len(found['candidates'])} candidates")
+    count = len(found["candidates"])
+    title = Text.assemble((str(found["recipe"]), "bold"), f" on {found['target']}: {count} candidates")
     root = Tree(title, guide_style="dim")
     branches = {None: root}
     for step in found["steps"]:

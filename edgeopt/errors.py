@@ -34,10 +34,10 @@ class EdgeoptError(Exception):
     def lines(self) -> Sequence[str]:
         """What is wrong and where, then the remedy: five lines at the most."""
         place = f"{self.where}: " if self.where else ""
-        told = f"{place}{self.message}".splitlines()
+        told = f"{place}{self.message or type(self).__name__}".splitlines()
         if len(told) > 4:
             told = [*told[:3], f"... and {len(told) - 3} more lines"]
-        return [*told, self.remedy] if self.remedy else told
+        return [*told, _one_line(self.remedy)] if self.remedy else told
 
     def to_json(self) -> Dict[str, Any]:
         return {"type": type(self).__name__, "message": self.message, "where": self.where, "remedy": self.remedy}
@@ -56,15 +56,15 @@ class RecipeError(InputError):
     """Every mistake of one recipe. Each problem is a line of its own, with its place."""
 
     def __init__(self, problems: Sequence[str], *, where: Optional[str] = None, remedy: Optional[str] = None) -> None:
-        super().__init__("\n".join(problems), where=where, remedy=remedy)
-        self.problems = tuple(problems)
+        self.problems = tuple(_one_line(problem) for problem in problems)
+        super().__init__("\n".join(self.problems), where=where, remedy=remedy)
 
     def lines(self) -> Sequence[str]:
-        shown = list(self.problems)
+        shown = list(self.problems) or [type(self).__name__]
         room = 4 if self.remedy else 5
         if len(shown) > room:
             shown = [*shown[: room - 1], f"... and {len(shown) - room + 1} more mistakes (--json lists them all)"]
-        return [*shown, self.remedy] if self.remedy else shown
+        return [*shown, _one_line(self.remedy)] if self.remedy else shown
 
 
 class BudgetError(EdgeoptError):
@@ -107,6 +107,10 @@ class Interrupted(EdgeoptError):
     """Stopped by the user."""
 
     exit_code = 130
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines())
 
 
 def _tree(root: Type[EdgeoptError]) -> Dict[str, Type[EdgeoptError]]:

@@ -16,7 +16,7 @@ from edgeopt import backends
 from edgeopt.bench import quality, session
 from edgeopt.devices import Device
 from edgeopt.errors import EdgeoptError, InputError
-from edgeopt.measurement import Disturbance, Drop, Machine, Measurement, Ratio, compare, paired_drop
+from edgeopt.measurement import Block, Disturbance, Drop, Machine, Measurement, Ratio, compare, paired_drop
 from edgeopt.pipeline import MEMORY_SHARE, Built, Prepared, Workers, total_memory_bytes
 from edgeopt.plan import Candidate, Plan
 from edgeopt.recipe import MeasureOptions
@@ -96,7 +96,7 @@ def _quality_job(
                 "out": str(out),
                 "reference": str(reference.files) if reference else None,
             }
-            return Made(device.quality(args, lambda function, a: workers.call(job_id, function, a, python=target.python)))
+            return Made(device.quality(args, lambda job, a: workers.call(job_id, job, a, python=target.python)))
 
         entry, reused = store.build(inputs, make)
         return Done(entry, reused)
@@ -119,19 +119,28 @@ def _quality(entry: Entry, base: Entry | None, *, is_baseline: bool) -> Quality:
     if is_baseline:
         # The original is the standard: it agrees with itself, and drops by nothing.
         value = 1.0 if metric == "agreement" else value
-        return Quality(metric, value, Drop(0.0, 0.0, 0.0), 1.0 if _has_classes(entry) else None, None, found["samples"])
+        agreement = 1.0 if _has_classes(entry) else None
+        return Quality(metric, value, Drop(0.0, 0.0, 0.0), agreement, None, True, found["samples"])
     if metric == "agreement" and found["hits"] is not None:
         drop = paired_drop(found["hits"], found["samples"] - found["hits"], 0, 0)
     elif base is not None and found["hits"] is not None and base.meta["hits"] is not None:
         drop = paired_drop(*quality.paired_counts(base.files / quality.HITS, entry.files / quality.HITS))
-    return Quality(metric, value, drop, fidelity.get("agreement"), fidelity.get("sqnr_db"), found["samples"])
+    return Quality(
+        metric,
+        value,
+        drop,
+        fidelity.get("agreement"),
+        fidelity.get("sqnr_db"),
+        bool(fidelity.get("exact")),
+        found["samples"],
+    )
 
 
 def _has_classes(entry: Entry) -> bool:
     import numpy as np
 
     first = np.load(entry.files / "outputs-0.npy", mmap_mode="r", allow_pickle=False)
-    return first.ndim == 2 and first.shape[1] >= 2
+    return bool(first.ndim == 2 and first.shape[1] >= 2)
 
 
 def measure(
@@ -261,7 +270,7 @@ def session_from_json(value: Mapping[str, Any], workers: Workers) -> session.Ses
     for group in value["groups"]:
         rounds = {name: measurements[name].rounds for name in group["candidates"]}
         if group["baseline_rounds"]:
-            rounds[baseline] = tuple(session.Block.from_json(block) for block in group["baseline_rounds"])
+            rounds[baseline] = tuple(Block.from_json(block) for block in group["baseline_rounds"])
         twin = Ratio.from_json(group["twin"]) if group["twin"] else None
         groups.append(session.Group(rounds, group["reference"], twin, Disturbance(**group["disturbance"])))
     outcomes = {}
@@ -276,5 +285,3 @@ def session_from_json(value: Mapping[str, Any], workers: Workers) -> session.Ses
 def failures(result: session.SessionResult) -> dict[str, EdgeoptError]:
     """The candidates that failed while they were measured."""
     return {name: outcome.error for name, outcome in result.outcomes.items() if outcome.error}
-
-

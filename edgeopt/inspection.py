@@ -1,4 +1,4 @@
-"""What a model is: for `edgeopt inspect`. The file is read in a worker, because a stranger's file may crash a parser."""
+"""What a model is: for `edgeopt inspect`. Files are read in a worker: a stranger's may crash a parser."""
 
 from __future__ import annotations
 

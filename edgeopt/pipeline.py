@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,9 @@ def find_import(recipe: Recipe, sample_digest: str | None, store: Store) -> Entr
     return store.find_recalled(import_inputs(recipe, sample_digest))
 
 
-def find_step(step: PlanStep, parent: Artifact, digests: Mapping[str, str], target: Target, store: Store) -> Entry | None:
+def find_step(
+    step: PlanStep, parent: Artifact, digests: Mapping[str, str], target: Target, store: Store
+) -> Entry | None:
     """A built step that is in the store already."""
     return store.find(plan.step_inputs(step, parent, {role: digests[role] for role in step.roles}, target))
 
@@ -190,7 +192,9 @@ def prepared(entry: Entry) -> Prepared:
 
 def total_memory_bytes() -> int:
     """The machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    import psutil
+
+    return int(psutil.virtual_memory().total)
 
 
 def _data_job(role: str, source: DataSource, recipe: Recipe, store: Store, workers: Workers) -> Job:
@@ -338,7 +342,7 @@ def _split_function(location: str) -> tuple[str, str | None]:
 
 
 def _content(location: str, what: str) -> str:
-    """What stands for a file in a key: its digest. A "package.module" stands for itself: its sources are noticed later."""
+    """What stands for a file in a key: its digest. A "package.module" stands for itself: its sources come later."""
     path = Path(location)
     if not path.suffix and not path.is_absolute():
         return location
@@ -358,9 +362,7 @@ def _nearby(path: Path) -> str | None:
 
     with contextlib.suppress(OSError):
         if not path.parent.is_dir():
-            return f"The folder {path.parent} is not there either; paths are relative to the recipe's folder."
+            return f"The folder {path.parent} is not there either."
         near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
-        return f"Did you mean {near[0]}?" if near else "Paths are relative to the recipe's folder."
+        return f"Did you mean {near[0]}?" if near else "A recipe's paths are relative to its own folder."
     return None
-
-

@@ -1,4 +1,4 @@
-"""Recipe x target -> plan: a tree of steps, in which what alternatives share stands once. Pure: nothing is opened or run.
+"""Recipe x target -> plan: a tree of steps, in which what alternatives share stands once. Nothing is opened or run.
 
 Every leaf is a candidate, and so is the untouched model on each backend. Alternatives that make no sense together
 (bf16 after INT8) are left out with the reason.
@@ -90,8 +90,8 @@ class Plan:
 def make(recipe: Recipe) -> Plan:
     """The plan of a recipe.
 
-    Raises InputError where data is missing that a step reads, MissingDependency where the recipe names a backend that is
-    not installed.
+    Raises InputError where data is missing that a step reads, MissingDependency where no backend is left that is
+    installed.
     """
     left_out: dict[str, str] = {}
     steps: dict[str, PlanStep] = {}
@@ -116,7 +116,7 @@ def make(recipe: Recipe) -> Plan:
     if not candidates:
         raise InputError("the recipe has no candidate left", remedy="; ".join(left_out.values()) or None)
     baseline = next((c.id for c in candidates.values() if c.untouched and c.backend == "onnxruntime"), None)
-    plan = Plan(
+    return Plan(
         recipe,
         _data(recipe, steps.values()),
         tuple(steps.values()),
@@ -124,7 +124,6 @@ def make(recipe: Recipe) -> Plan:
         baseline or next(iter(candidates)),
         {key: reason for key, reason in left_out.items() if key not in candidates},
     )
-    return plan
 
 
 def without_missing_tools(plan: Plan) -> None:
@@ -137,9 +136,7 @@ def without_missing_tools(plan: Plan) -> None:
             )
 
 
-def step_inputs(
-    step: PlanStep, parent: Artifact, sample_digests: Mapping[str, str], target: Target
-) -> dict[str, Any]:
+def step_inputs(step: PlanStep, parent: Artifact, sample_digests: Mapping[str, str], target: Target) -> dict[str, Any]:
     """Everything that decides what a step makes: the store's key is the digest of this."""
     stage = stages.find(step.stage)
     version = compilers.find(step.choice).VERSION if step.stage == "compile" else stage.VERSION
@@ -151,7 +148,7 @@ def step_inputs(
         "parent": parent.digest,
         "samples": dict(sample_digests),
         "tools": {tool: backends.version(tool) for tool in stage.tools(step.choice, step.options)},
-        "isa": list(target.isa),
+        "target": {"arch": target.arch, "isa": list(target.isa), "precisions": list(target.precisions)},
     }
 
 
@@ -185,9 +182,7 @@ def _missing(alternative: Alternative) -> str | None:
     return next((tool for tool in tools if backends.version(tool) is None), None)
 
 
-def _tree(
-    transforms: list[RecipeStep], steps: dict[str, PlanStep], left_out: dict[str, str]
-) -> list[tuple[str, str]]:
+def _tree(transforms: list[RecipeStep], steps: dict[str, PlanStep], left_out: dict[str, str]) -> list[tuple[str, str]]:
     """Every (step id, precision) that the transforms lead to, the steps on the way added to `steps`."""
     tips = [(IMPORT, SOURCE_PRECISION)]
     for transform in transforms:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import ValidationError
 
@@ -76,7 +76,7 @@ class MeasureOptions:
 class Recipe:
     """A recipe with every path absolute and every value checked that can be checked without opening the model.
 
-    `backends_optional` is true where the recipe did not name its backends itself: those not installed are then left out.
+    `backends_optional` is true where the recipe did not name its backends itself: those not installed are left out.
     `document` is the recipe as read, for `run.json`.
     """
 
@@ -148,7 +148,7 @@ class _Reader:
             budget=Budget(found.get("budget") or (), found.get("prefer") or ("latency p50",)),
             measure=found.get("measure") or MeasureOptions(),
             step_seconds=seconds / 1e9 if seconds else Recipe.step_seconds,
-            backends_optional=backends_optional or not any(step.stage == "compile" for step in found.get("steps") or ()),
+            backends_optional=backends_optional or all(s.stage != "compile" for s in found.get("steps") or ()),
             document=top,
         )
 
@@ -209,7 +209,8 @@ class _Reader:
         sources: dict[str, DataSource] = {}
         for role, source in named.items():
             where = (*place, role)
-            options = self._mapping(source, where, role) if not isinstance(source, str) else {"from": source}
+            options: dict[str, Any]
+            options = {"from": source} if isinstance(source, str) else self._mapping(source, where, role)
             known = dict.fromkeys(self._known(options, ("from", "samples", "seed"), where))
             origin = options.get("from")
             if origin is None:
@@ -255,7 +256,7 @@ class _Reader:
 
                 return target_from(value, base=str(value.get("base", "host")), where=self.document.where(place))
         except InputError as error:
-            self._wrong(place, f"{error.message}{' ' + error.remedy if error.remedy else ''}")
+            self._wrong(place, f"{error.message}{'. ' + error.remedy if error.remedy else ''}")
             return None
         self._wrong(place, f"target is a name, a .yaml file or a mapping, not {_kind(value)}")
         return None
@@ -266,7 +267,7 @@ class _Reader:
         for key, text in value.items():
             name = "latency p50" if key == "latency" else key
             if name not in QUANTITIES:
-                self._wrong((*place, key), unknown("budget", key, QUANTITIES))
+                self._wrong((*place, key), unknown("budget", key, (*QUANTITIES, "latency")))
                 continue
             bound = self._quantity(QUANTITIES[name].parse, text, (*place, key))
             if bound is not None:
@@ -339,7 +340,7 @@ class _Reader:
             self._wrong(place, f"options are a mapping, not {_kind(options)}")
             return
         many = [
-            [(key, item) for item in value] if isinstance(value, list) and not _takes_list(kind, key) else [(key, value)]
+            [(key, item) for item in (value if isinstance(value, list) and not _takes_list(kind, key) else [value])]
             for key, value in options.items()
         ]
         for combination in itertools.product(*many):
@@ -380,8 +381,8 @@ def _explain(detail: Any, kind: type[Options]) -> str:
 
 
 def _takes_list(kind: type[Options], name: str) -> bool:
-    field_info = kind.model_fields.get(name)
-    return field_info is not None and bool(re.match(r"(list|tuple|set|frozenset|typing)", str(field_info.annotation)))
+    found = kind.model_fields.get(name)
+    return found is not None and get_origin(found.annotation) in (list, tuple, set, frozenset)
 
 
 def _published(group: str) -> set[str]:

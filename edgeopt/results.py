@@ -1,11 +1,12 @@
 """The document that a run leaves: choice.json, `convert --json`, and what every report is drawn from.
 
-Made of what was built and measured, with nothing added: a number that was not measured is null. Fields are only ever added,
-and `schema` says which edition it is.
+Made of what was built and measured, with nothing added: a number that was not measured is null. Fields are only ever
+added, and `schema` says which edition it is.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +25,8 @@ class Quality:
     """How right an artifact is, run by its backend.
 
     `value` is the recipe's metric (a fraction of one, dB for sqnr), `drop` how far below the original's, over the same
-    samples. `fidelity` is top-1 agreement with the original's outputs, None where those are no class scores; `sqnr_db` the
-    signal to quantization noise of all outputs.
+    samples. `fidelity` is top-1 agreement with the original's outputs, None where those are no class scores; `sqnr_db`
+    the signal to quantization noise of all outputs, None where they are equal: `exact` is then true.
     """
 
     metric: str
@@ -33,6 +34,7 @@ class Quality:
     drop: Drop | None
     fidelity: float | None
     sqnr_db: float | None
+    exact: bool
     samples: int
 
 
@@ -62,7 +64,7 @@ def values(outcome: Outcome) -> dict[str, float | None]:
     found["size"] = outcome.artifact.size_bytes if outcome.artifact else None
     found["accuracy drop"] = quality.drop.value if quality and quality.drop else None
     found["fidelity"] = quality.fidelity if quality else None
-    found["sqnr"] = quality.sqnr_db if quality else None
+    found["sqnr"] = (math.inf if quality.exact else quality.sqnr_db) if quality else None
     return found
 
 
@@ -70,7 +72,7 @@ CompareTwo = Callable[[str, str], Comparison | None]
 
 
 def decide(outcomes: Mapping[str, Outcome], budget: Budget, compare: CompareTwo) -> Choice:
-    """The choice among candidates. `compare(a, b)` says whether b is faster than a, None where they never took turns."""
+    """The choice among candidates. `compare(a, b)`: whether b is faster than a, None where they never took turns."""
 
     def compare_two(quantity: str, a: str, b: str) -> str:
         if quantity.startswith(("latency", "throughput")):
@@ -92,14 +94,13 @@ def document(
     compare: CompareTwo,
     run: str,
     times: Mapping[str, float],
+    reused: Mapping[str, Any],
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The whole result as plain JSON; see `candidate_json` for one candidate."""
     budget = plan.recipe.budget
-    rows = [
-        candidate_json(o, choice, budget, None if name == plan.baseline else compare(plan.baseline, name), plan.baseline)
-        for name, o in outcomes.items()
-    ]
+    speedups = {name: compare(plan.baseline, name) for name in outcomes if name != plan.baseline}
+    rows = [candidate_json(o, choice, budget, speedups.get(name), plan.baseline) for name, o in outcomes.items()]
     rows += [_skipped(name, reason) for name, reason in plan.left_out.items()]
     return {
         "schema": SCHEMA,
@@ -115,6 +116,7 @@ def document(
         "budget": budget.to_json(),
         "candidates": rows,
         "seconds": dict(times),
+        "reused": dict(reused),
         "warnings": list(warnings),
     }
 
@@ -159,6 +161,7 @@ def candidate_json(
             "drop_high": quality.drop.high if quality.drop else None,
             "fidelity": quality.fidelity,
             "sqnr_db": quality.sqnr_db,
+            "exact": quality.exact,
             "samples": quality.samples,
         }
         if quality
@@ -169,7 +172,7 @@ def candidate_json(
             {
                 "quantity": verdict.limit.quantity,
                 "limit": verdict.limit.bound,
-                "value": verdict.value,
+                "value": verdict.value if verdict.value is None or math.isfinite(verdict.value) else None,
                 "passed": verdict.passed,
                 "told": str(verdict),
             }

@@ -1,4 +1,4 @@
-"""The whole way of `edgeopt convert`: recipe, probe, plan, build, measure, choose, and a run directory with the evidence.
+"""The whole way of `edgeopt convert`: recipe, probe, plan, build, measure, choose, and a run directory as evidence.
 
 What can be checked is checked before the first expensive second. The run directory is made in one rename at the end:
 it is whole, or it is not there.
@@ -100,7 +100,8 @@ def convert(recipe: Recipe, *, output: Path | None, remeasure: bool, display: Di
         times = {**result.seconds, "total": time.monotonic() - started}
         outcomes, compare = result.outcomes, result.compare
         choice = decide(outcomes, recipe.budget, compare)
-        found = document(result.plan, outcomes, choice, compare, str(folder.final), times, result.warnings)
+        final = str(folder.final)
+        found = document(result.plan, outcomes, choice, compare, final, times, result.reuse, result.warnings)
         rundir.write(folder, found, result, target)
     return found
 
@@ -127,6 +128,12 @@ class RunResult:
     reused: Mapping[str, bool]
     warnings: Sequence[str]
     logs: Mapping[str, Path]
+
+    @property
+    def reuse(self) -> dict[str, Any]:
+        """How much was there already."""
+        steps = [was for job, was in self.reused.items() if job != evaluation.MEASURE]
+        return {"steps": sum(steps), "of": len(steps), "measurements": self.reused[evaluation.MEASURE]}
 
     @property
     def compare(self) -> CompareTwo:
@@ -233,5 +240,3 @@ class _Work:
         for key in self.store.corrupt:
             told[f"the cache entry {key[:12]} was damaged, and built again"] = None
         return list(told)
-
-

@@ -1,11 +1,11 @@
 """The run directory: everything a run found out, written aside and moved into place in one rename.
 
-    run.json             all that is needed to do it again: recipe, digests, versions, seeds, machine
-    choice.json          the document of `edgeopt.results`
-    measurements.jsonl   a line for each candidate, with every raw sample
-    report.md            the table for a person; report.html the same for a browser
-    best/                the winner's bundle
-    log/                 what the workers of failed candidates printed
+run.json             all that is needed to do it again: recipe, digests, versions, seeds, machine
+choice.json          the document of `edgeopt.results`
+measurements.jsonl   a line for each candidate, with every raw sample
+report.md            the table for a person; report.html the same for a browser
+best/                the winner's bundle
+log/                 what the workers of failed candidates printed
 """
 
 from __future__ import annotations
@@ -160,7 +160,8 @@ def _write_best(folder: Path, winner: Outcome, document: Mapping[str, Any], resu
 def _source_of(result: RunResult) -> dict[str, Any]:
     """The imported model that all candidates come from."""
     built = next(iter(result.builds.values()))
-    return {"recipe": result.plan.recipe.name, "model": Path(result.plan.recipe.model).name, "parent": built.artifact.parent}
+    recipe = result.plan.recipe
+    return {"recipe": recipe.name, "model": Path(recipe.model).name, "parent": built.artifact.parent}
 
 
 def _free(name: str) -> Path:
@@ -180,4 +181,3 @@ def _unwritable(final: Path, error: OSError) -> InputError:
 
 def _json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-

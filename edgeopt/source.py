@@ -38,7 +38,7 @@ class UserFunction:
             result = self.function(*args)
         except EdgeoptError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _raised(error, f"the {self.what} {self.location}") from error
         return result, _sources(self.loaded_before)
 
@@ -57,7 +57,7 @@ def load_function(location: str, *, what: str) -> UserFunction:
                 f"there is no module {file}", remedy="Give a file, such as model.py:build, or install the package."
             ) from None
         raise _raised(error, file) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _raised(error, file) from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -75,11 +75,13 @@ def _import_file(path: Path) -> ModuleType:
     folder = str(path.parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    taken = path.stem in sys.modules or path.stem in sys.stdlib_module_names
+    name = f"edgeopt_user_{path.stem}" if taken else path.stem
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 

@@ -252,7 +252,8 @@ class Store:
 def source_digests(sources: Sequence[str]) -> dict[str, Any] | None:
     """{"sources": {file name: sha256}} of source files as they are now, None where one is gone."""
     try:
-        return {"sources": {f"{index}:{Path(file).name}": sha256_of_file(Path(file)) for index, file in enumerate(sources)}}
+        found = {f"{number}:{Path(file).name}": sha256_of_file(Path(file)) for number, file in enumerate(sources)}
+        return {"sources": found}
     except OSError:
         return None
 

@@ -7,12 +7,15 @@ and is refused rather than guessed.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
+LARGEST = 1e18
 _NUMBER = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([^\s0-9.].*?)?\s*$")
 _TIME_NS = {
     "ns": 1,
     "us": 10**3,
-    "µs": 10**3,
+    "µs": 10**3,  # U+00B5, on keyboards
+    "\u03bcs": 10**3,  # a Greek mu, what Unicode prefers
     "ms": 10**6,
     "s": 10**9,
     "m": 60 * 10**9,
@@ -28,7 +31,10 @@ def _split(text: object, example: str, what: str) -> tuple[float, str]:
         raise ValueError(f"{text!r} is not {what}: write it like {example!r}")
     if not match.group(2):
         raise ValueError(f"{text!r} has no unit: write it like {example!r}")
-    return float(match.group(1)), match.group(2)
+    number = float(match.group(1))
+    if number > LARGEST:
+        raise ValueError(f"{number:g} {match.group(2)} is too large")
+    return number, match.group(2)
 
 
 def _scaled(text: object, units: dict[str, int], example: str, what: str) -> int:
@@ -82,26 +88,17 @@ def parse_power(text: object) -> float:
 
 def format_time(nanoseconds: float) -> str:
     """Three significant digits with the unit that suits: "1.24 ms"."""
-    for unit, scale in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
-        if abs(nanoseconds) >= scale:
-            return f"{_significant(nanoseconds / scale)} {unit}"
-    return f"{nanoseconds:.0f} ns"
+    return _told(nanoseconds, (("s", 1e9), ("ms", 1e6), ("µs", 1e3))) or f"{nanoseconds:.0f} ns"
 
 
 def format_size(size_bytes: float) -> str:
     """Binary units with three significant digits: "2.67 MiB"."""
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if abs(size_bytes) >= scale:
-            return f"{_significant(size_bytes / scale)} {unit}"
-    return f"{size_bytes:.0f} B"
+    return _told(size_bytes, (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))) or f"{size_bytes:.0f} B"
 
 
 def format_count(number: float) -> str:
     """Large counts in short: "79.4 M"."""
-    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(number) >= scale:
-            return f"{_significant(number / scale)} {unit}"
-    return f"{number:.0f}"
+    return _told(number, (("G", 1e9), ("M", 1e6), ("k", 1e3))) or f"{number:.0f}"
 
 
 def format_fraction(fraction: float) -> str:
@@ -109,6 +106,11 @@ def format_fraction(fraction: float) -> str:
     return f"{fraction * 100:.2f} %"
 
 
-def _significant(number: float) -> str:
-    digits = 2 if abs(number) < 10 else 1 if abs(number) < 100 else 0
-    return f"{number:.{digits}f}"
+def _told(number: float, scales: Sequence[tuple[str, float]]) -> str | None:
+    """With three significant digits in the first unit that it reaches once rounded, None where it reaches none."""
+    for unit, scale in scales:
+        shown = number / scale
+        if abs(shown) >= 0.9995:
+            digits = 2 if abs(shown) < 9.995 else 1 if abs(shown) < 99.95 else 0
+            return f"{shown:.{digits}f} {unit}"
+    return None

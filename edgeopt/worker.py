@@ -8,7 +8,8 @@ parent, however the parent dies.
     worker to parent    {"progress": fraction or null, "text": "..."}, {"message": {...}},
                         and last {"result": {...}} or {"error": {...}}
 
-This module knows nothing of models, stages or measurements.
+A worker also dies with the thread that started it (prctl(2), PR_SET_PDEATHSIG): use it in that thread alone. This
+module knows nothing of models, stages or measurements.
 """
 
 from __future__ import annotations
@@ -242,9 +243,9 @@ def _describe_exit(code: int) -> str:
 def _program() -> Tuple[str, Dict[str, str]]:
     """What an interpreter runs to be a worker, and the environment that it needs.
 
-    This very package is imported, and nothing that lies beside it: site-packages of this interpreter would break another
-    one. Only a zipapp, which holds nothing else, goes onto the path. Modules in the current folder come last, so that a
-    user's queue.py does not stand for the standard library's.
+    This very package is imported, and nothing that lies beside it: site-packages of this interpreter would break
+    another one. Only a zipapp, which holds nothing else, goes onto the path. Modules in the current folder come last,
+    so that a user's queue.py does not stand for the standard library's.
     """
     package = Path(__file__).resolve().parent
     if package.is_dir():
@@ -321,6 +322,7 @@ def main() -> int:
     module, _, function = job["call"].partition(":")
     try:
         result = getattr(importlib.import_module(module), function)(job["args"], Channel(write, inbox))
+        write({"result": result})
     except EdgeoptError as error:
         traceback.print_exc()
         write({"error": error.to_json()})
@@ -334,8 +336,6 @@ def main() -> int:
     except Exception as error:
         traceback.print_exc()
         write({"error": {"type": "StageError", "message": _first_line(error), "where": None, "remedy": None}})
-    else:
-        write({"result": result})
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # vendors' threads and destructors may hang or crash at interpreter shutdown; the work is done

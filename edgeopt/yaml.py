@@ -64,11 +64,12 @@ def parse(text: str, name: str) -> Document:
     try:
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            line = f"{name}:{event.start_mark.line + 1}" if event.start_mark else name
             if isinstance(event, yaml.AliasEvent):
-                raise InputError("aliases are not taken here", where=f"{name}:{event.start_mark.line + 1}")
+                raise InputError("aliases are not taken here", where=line)
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
-                raise InputError("nested too deep", where=f"{name}:{event.start_mark.line + 1}")
+                raise InputError("nested too deep", where=line)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1

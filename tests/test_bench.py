@@ -19,8 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeopt.artifact import TensorSpec
 from edgeopt.bench import machine
 from edgeopt.bench.candidate import read_feeds, warm_up
-from edgeopt.bench.session import Candidate, SessionOptions, run_session
+from edgeopt.bench.session import Candidate, SessionOptions, run_session, warnings
 from edgeopt.errors import InputError, Interrupted, StageError, UnsupportedOperator, WorkerCrashed
+from edgeopt.measurement import Disturbance
 from edgeopt.samples import Preprocess, write_samples
 from edgeopt.worker import Limits, Worker
 
@@ -255,6 +256,14 @@ t.session([t.candidate(Path({str(models)!r}), "a", "late-hang")], Path({str(samp
 def children(pid="self"):
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     return sorted(int(child) for task in tasks for child in task.read_text().split())
+
+
+def test_what_makes_numbers_worth_less_is_said(measured):
+    calm = measured.outcomes["large"].measurement
+    crowded = replace(calm, steady=False, threads=64, machine=replace(calm.machine, cores=2, governor="powersave"))
+    told = "; ".join(warnings(crowded, Disturbance(pressure=0.6, steal=0.2)))
+    for part in ("not settled", "60% of the time", "took 20%", "powersave", "64 threads on 2"):
+        assert part in told
 
 
 def test_ids_must_be_unique(models, samples, tmp_path):

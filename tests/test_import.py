@@ -55,7 +55,7 @@ def test_inspect(tmp_path: Path) -> None:
 
 
 def test_errors_of_the_user_arrive_as_such(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no function 'bild'"):
+    with pytest.raises(InputError, match="has no function 'bild'"):
         call("inspect", tmp_path, model=f"{FASHION}/model.py:bild", weights=None, samples=None)
 
 

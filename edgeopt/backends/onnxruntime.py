@@ -76,7 +76,7 @@ class OnnxRuntimeSession:
         binding = self._session.io_binding()
         kept: List[Any] = []  # the binding holds no reference
         for name, value in feeds.items():
-            kept.append(onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value)))
+            kept.append(onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(value, order="C")))
             binding.bind_ortvalue_input(name, kept[-1])
         free = self._free_dimensions(feeds)
         for spec in self.outputs:

@@ -106,8 +106,11 @@ class OpenVinoSession:
         self._model(None if self._fixed else _batch_of_one(self.inputs))
 
     def run(self, feeds: Feeds) -> Dict[str, np.ndarray[Any, Any]]:
-        shapes = self._shapes(feeds)
-        request = self._request(shapes if shapes in self._compiled else None, feeds)
+        import numpy as np
+
+        kept = {name: np.asarray(value, order="C") for name, value in feeds.items()}
+        shapes = self._shapes(kept)
+        request = self._request(shapes if shapes in self._compiled else None, kept)
         request.infer()
         return {spec.name: request.get_output_tensor(i).data.copy() for i, spec in enumerate(self.outputs)}
 

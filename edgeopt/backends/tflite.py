@@ -30,11 +30,11 @@ _UNRESOLVED = (
 
 
 def load(main: Path, runtime: Mapping[str, Any], threads: int) -> LiteRTSession:
-    """The session of the file `main` with `threads` XNNPACK threads. `runtime` must be empty: LiteRT has no settings."""
+    """The session of the file `main` with `threads` XNNPACK threads. `runtime` must be empty: it has no settings."""
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
-        raise MissingDependency(f"the backend tflite cannot be loaded: {error}", remedy=f"pip install {DISTRIBUTION}")
+        raise MissingDependency(f"the backend tflite: {error}", remedy=f"pip install {DISTRIBUTION}") from error
     if runtime:
         raise InputError(f"the backend tflite has no runtime setting {', '.join(sorted(runtime))}")
     try:
@@ -69,7 +69,7 @@ class LiteRTSession:
         return {name: self._interpreter.get_tensor(index) for name, index in self._output_indices.items()}
 
     def bind(self, feeds: Feeds) -> Callable[[], object]:
-        """The arena never reuses the memory of a graph's inputs, so they are copied in once, and again only when another
+        """The runtime never reuses the memory of a graph's inputs: they are copied in once, and again only when another
         call has replaced them."""
         kept = {name: value.copy() for name, value in feeds.items()}
         invoke = self._interpreter.invoke

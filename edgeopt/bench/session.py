@@ -36,7 +36,8 @@ from edgeopt.measurement import (
 from edgeopt.worker import Limits, Worker, resident_bytes
 
 JOB = "edgeopt.bench.candidate:run"
-TWIN = "twin"
+TWIN = "~twin"  # its key beside the ids of candidates
+BUSY = 0.25
 SETTLE_SECONDS = 0.005  # runtimes' threads spin for a moment after an inference, at the cost of the next candidate
 
 DEFAULT_LIMITS = Limits(seconds=120.0)
@@ -353,6 +354,8 @@ def warnings(measurement: Measurement, between: Disturbance) -> List[str]:
             f"{latency.clean_fraction:.0%} of the calls ran without being switched out: the machine is busy, "
             "and the tail is likely longer than the percentiles of the clean calls say"
         )
+    if between.pressure is not None and between.pressure > BUSY:
+        found.append(f"for {between.pressure:.0%} of the time some program waited for a processor")
     if between.steal is not None and between.steal > LEAST_CLEAN_FRACTION / 2:
         found.append(f"the hypervisor took {between.steal:.0%} of the processor time for others")
     governor = measurement.machine.governor

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from edgeopt.cli import Json, console, plain, print_json
+from edgeopt.cli import Json, console, print_json
 
-app = typer.Typer(help="List, explain or shrink what is kept of earlier runs.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="List, explain or shrink what is kept of earlier runs.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @app.command("list")
@@ -41,6 +43,7 @@ def explain_recipe(
     """
     from edgeopt import explain
     from edgeopt.recipe import read
+    from edgeopt.text import plain
 
     found = explain.explain(read(recipe))
     if as_json:

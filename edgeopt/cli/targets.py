@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -47,5 +48,5 @@ def show_target(
         print_json({"schema": 1, **found.to_json()})
         return 0
     path = next((entry.path for entry in catalog.targets() if entry.name == name), None)
-    typer.echo((path.read_text() if path else open(name).read()), nl=False)
+    typer.echo((path or Path(name)).read_text(), nl=False)
     return 0

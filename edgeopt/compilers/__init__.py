@@ -1,8 +1,8 @@
 """What turns a model into the artifact of one runtime, on the host: one file a runtime.
 
-They are apart from `backends` because a device that only runs an artifact has no need of them, and because they may use
-everything the host half has. A compiler is a module with the names of the protocol `Compiler`, and `compile` (the stage)
-is what calls it. To add one from another package, publish it as an entry point in the group `edgeopt.compilers`.
+They are apart from `backends` because a device that only runs artifacts has no need of them, and because they may use
+everything the host half has. A compiler is a module with the names of the protocol `Compiler`, called by the stage
+`compile`. To add one from another package, publish it as an entry point in the group `edgeopt.compilers`.
 """
 
 from __future__ import annotations

@@ -27,11 +27,11 @@ class CompileOptions(Options):
     precision: Literal["auto", "fp16"] = "auto"
 
 
-def tools(options: CompileOptions) -> Sequence[str]:  # noqa: ARG001
+def tools(options: CompileOptions) -> Sequence[str]:
     return ("onnx", "onnxruntime")
 
 
-def sample_roles(options: CompileOptions, precision: str) -> Sequence[str]:  # noqa: ARG001
+def sample_roles(options: CompileOptions, precision: str) -> Sequence[str]:
     return ()
 
 

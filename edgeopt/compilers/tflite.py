@@ -1,7 +1,7 @@
 """LiteRT (TensorFlow Lite): a float model to a .tflite file, in float32, with float16 weights, or in 8-bit integers.
 
-The model is taken as it was before `quantize`: LiteRT's integer form is made by ai-edge-quantizer from the float .tflite
-file and the same calibration samples, because Q/DQ ONNX has no lossless way into it. Images are given channels last
+The model is taken as it was before `quantize`: ai-edge-quantizer makes the integer form from the float .tflite file and
+the same calibration samples, because Q/DQ ONNX has no lossless way into it. Images are given channels last
 (`TensorSpec.layout` is "NHWC"), outputs stay as the source model has them. The batch is static: 1 where it was free.
 
 It does not know how fast the result is, nor which of its operators XNNPACK takes.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,8 @@ class CompileOptions(Options):
 
 
 def tools(options: CompileOptions) -> Sequence[str]:
-    return ("litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer", "torch", "onnx", "onnxslim")
+    made = ("litert-torch", "litert-converter", "ai-edge-litert", "ai-edge-quantizer", "torch", "onnx", "onnxslim")
+    return (*made, "onnxruntime")  # which the result is checked against
 
 
 def sample_roles(options: CompileOptions, precision: str) -> Sequence[str]:
@@ -56,6 +58,16 @@ def objection(options: CompileOptions, precision: str) -> str | None:
     return None
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings that are always given and that nobody can act on. Errors are as they were."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # litert_torch's use of torch's pytrees
+        warnings.filterwarnings("ignore", ".*preserve_all_tensors.*", UserWarning)  # ai-edge-quantizer's own choice
+        yield
+
+
+@_quiet()
 def compile(job: StageJob) -> Produced:
     """The file `model.tflite`. `details` has "snr_db" (signal to noise of what int8 or fp16 changed, over the checked
     samples) and "float_operators" (of an int8 file, those that still compute in float, with their number).
@@ -163,7 +175,7 @@ def _convert(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[
 
     keys = {_identifier(spec.name, position): spec for position, spec in enumerate(inputs)}
 
-    class Signature(torch.nn.Module):
+    class Signature(torch.nn.Module):  # type: ignore[misc]
         """Keyword inputs, channels last, and a dict of outputs: LiteRT takes its names from both."""
 
         def __init__(self) -> None:
@@ -210,7 +222,7 @@ def _to_fp16(model: bytes) -> bytes:
         made.update_quantization_recipe(
             ".*", qtyping.TFLOperationName[operator], config, quantizer.AlgorithmName.FLOAT_CASTING
         )
-    return bytes(made.quantize(enable_progress_report=False).quantized_model)
+    return bytes(made.quantize(enable_progress_bar=False, enable_progress_report=False).quantized_model)
 
 
 def _to_int8(job: StageJob, model: bytes, specs: Sequence[TensorSpec]) -> bytes:
@@ -226,7 +238,12 @@ def _to_int8(job: StageJob, model: bytes, specs: Sequence[TensorSpec]) -> bytes:
     manager.load_quantization_recipe(recipe.static_wi8_ai8())
     for boundary in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
         manager.add_quantization_config(".*", boundary, algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE)
-    observer = calibrator.Calibrator(bytearray(model), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
+    observer = calibrator.Calibrator(
+        bytearray(model),
+        num_threads=1,
+        mode=calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED,  # as exact, and 3 to 4 times as fast
+        qsv_update_func=qsv_utils.min_max_update,
+    )
     batch = int(specs[0].shape[0])
     for start in range(0, len(samples) - batch + 1, batch):
         if start % (20 * batch) == 0:
@@ -235,7 +252,8 @@ def _to_int8(job: StageJob, model: bytes, specs: Sequence[TensorSpec]) -> bytes:
         observer.calibrate({runtime.DEFAULT_SIGNATURE: [feeds]}, manager)
     job.progress(0.9, "quantizing")
     made = quantizer.Quantizer(bytearray(model), manager.get_quantization_recipe())
-    return bytes(made.quantize(observer.get_model_qsvs(), enable_progress_report=False).quantized_model)
+    ranges = observer.get_model_qsvs()
+    return bytes(made.quantize(ranges, enable_progress_bar=False, enable_progress_report=False).quantized_model)
 
 
 def _examples(job: StageJob, inputs: Sequence[TensorSpec]) -> list[dict[str, Array]]:
@@ -249,14 +267,11 @@ def _examples(job: StageJob, inputs: Sequence[TensorSpec]) -> list[dict[str, Arr
         if count:
             return [adapt(samples.batch(at * batch, at * batch + batch), inputs) for at in range(count)]
     noise = np.random.default_rng(0)
-    return [
-        {
-            spec.name: (noise.standard_normal(spec.shape) if spec.dtype.startswith("float") else np.zeros(spec.shape))
-            .astype(spec.dtype)
-            for spec in inputs
-        }
-        for _ in range(2)
-    ]  # fmt: skip
+    made = []
+    for _ in range(2):
+        arrays = {spec.name: noise.standard_normal([int(size) for size in spec.shape]) for spec in inputs}
+        made.append({s.name: (arrays[s.name] * s.dtype.startswith("float")).astype(s.dtype) for s in inputs})
+    return made
 
 
 def _run(session: Any, feeds: Sequence[Mapping[str, Array]], specs: Sequence[TensorSpec]) -> list[list[Array]]:
@@ -276,9 +291,9 @@ def _check(found: Sequence[Sequence[Array]], wanted: Sequence[Sequence[Array]]) 
     for outputs, expected in zip(found, wanted, strict=True):
         for position, (value, right) in enumerate(zip(outputs, expected, strict=True)):
             if value.shape != right.shape:
-                raise StageError(f"LiteRT's output {position} has shape {value.shape}, the source model's {right.shape}")
+                raise StageError(f"LiteRT's output {position} has shape {value.shape}, the source's {right.shape}")
             scale = max(float(np.max(np.abs(right), initial=0)), 1e-6)
-            difference = float(np.max(np.abs(value - right.astype(value.dtype)), initial=0)) / scale
+            difference = float(np.max(np.abs(value.astype(np.float64) - right), initial=0)) / scale
             if not difference <= LARGEST_DIFFERENCE:
                 raise StageError(
                     f"LiteRT's output {position} differs from the source model's by {difference:.2g} of its largest "

@@ -73,7 +73,8 @@ Progress = Callable[[float | None, str], None]
 
 @dataclass(frozen=True)
 class Imported:
-    """What `to_onnx` wrote, and the user's Python files that made it: an edit there makes another model."""
+    """What `to_onnx` wrote, and the files beside the model that it was made of, such as the Python files that a factory
+    loads and the external weights of an ONNX model: an edit there makes another model."""
 
     produced: Produced
     sources: tuple[Path, ...]

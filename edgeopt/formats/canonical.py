@@ -56,8 +56,11 @@ def canonical(model: Any, feeds: Feeds | None) -> tuple[Any, list[str]]:
     notes += _free_the_batch_alone(model, feeds)
     del model.graph.value_info[:]
     try:
+        inferred = onnx.shape_inference.infer_shapes(counting.without_large_data(model), data_prop=True)
+        for field in ("value_info", "output"):
+            del getattr(model.graph, field)[:]
+            getattr(model.graph, field).extend(getattr(inferred.graph, field))
         if model.ByteSize() < LARGEST_FILE_BYTES:
-            model = onnx.shape_inference.infer_shapes(model, data_prop=True)
             onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise StageError(f"the model is not valid ONNX: {_first_line(error)}") from error
@@ -69,6 +72,8 @@ def canonical(model: Any, feeds: Feeds | None) -> tuple[Any, list[str]]:
 def write(model: Any, notes: Sequence[str], check: float | None, out: Path) -> Produced:
     """Save a canonical model as `out`/model.onnx, with weights beside it where the file would pass 1.8 GB.
 
+    Larger models are checked here, as files, and are not compared with their source.
+
     `check` is the greatest absolute difference to the source's own outputs, None where none was computed.
     """
     import onnx
@@ -77,7 +82,7 @@ def write(model: Any, notes: Sequence[str], check: float | None, out: Path) -> P
     if model.ByteSize() < LARGEST_FILE_BYTES:
         path.write_bytes(model.SerializeToString(deterministic=True))
     else:
-        onnx.save_model(model, str(path), save_as_external_data=True, location=f"{FILE}.data", size_threshold=1024)
+        onnx.save_model(model, str(path), save_as_external_data=True, location=f"{FILE}.data", size_threshold=256)
         onnx.checker.check_model(str(path))
     inputs = counting.signature(model.graph.input)
     details: dict[str, Any] = {
@@ -105,23 +110,21 @@ def opset_of(model: Any) -> int | None:
     return int(versions[0]) if versions else None
 
 
-def run(model: Any, feeds: Feeds, folder: Path | None = None) -> dict[str, Array] | None:
-    """Outputs of onnxruntime by name, None where onnxruntime is not installed.
+def run(model: Any, feeds: Feeds) -> dict[str, Array] | None:
+    """Outputs of onnxruntime by name, None where it is not installed and for models too large to be handed over.
 
-    `folder` is where external weights lie. A fixed batch is fed piece by piece. Raises StageError where onnxruntime
+    A fixed batch is fed piece by piece. Raises StageError where onnxruntime
     does not load or run the model.
     """
     import importlib.util
 
-    if importlib.util.find_spec("onnxruntime") is None:
+    if importlib.util.find_spec("onnxruntime") is None or model.ByteSize() >= LARGEST_FILE_BYTES:
         return None
     import numpy as np
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    if folder is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         first = session.get_inputs()[0].shape[:1]

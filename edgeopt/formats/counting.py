@@ -45,6 +45,8 @@ _PRECISIONS = {
     "FLOAT8E4M3FN": "fp8",
     "FLOAT8E5M2": "fp8",
 }
+_LARGEST_KEPT = 1024
+_INT = 2  # onnx.AttributeProto.INT
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _UNCOUNTED = ("Einsum", "Attention", "MultiHeadAttention", "QAttention", "DeformConv")
 
@@ -141,6 +143,35 @@ def macs(model: Any, shapes: Mapping[str, Sequence[int]] | None = None) -> int |
     return total // batch
 
 
+def without_large_data(model: Any) -> Any:
+    """A copy without the contents of large tensors: their shapes are enough to infer all others from."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    kept = list(model.graph.initializer)
+    for name in [field.name for field, _ in model.ListFields() if field.name != "graph"]:
+        _copy_field(copy, model, name)
+    for field, _ in model.graph.ListFields():
+        if field.name != "initializer":
+            _copy_field(copy.graph, model.graph, field.name)
+    for tensor in kept:
+        if math.prod(tensor.dims) <= _LARGEST_KEPT:
+            copy.graph.initializer.add().CopyFrom(tensor)
+        else:
+            new = copy.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            new.data_location = onnx.TensorProto.EXTERNAL
+            new.external_data.add(key="location", value="left out")
+    return copy
+
+
+def _copy_field(copy: Any, source: Any, name: str) -> None:
+    value = getattr(source, name)
+    if isinstance(value, (str, bytes, int)):
+        setattr(copy, name, value)
+    else:
+        getattr(copy, name).MergeFrom(value)
+
+
 def signature(values: Sequence[Any]) -> tuple[TensorSpec, ...]:
     """TensorSpecs of a graph's inputs or outputs; free dimensions without a name become "dim_<axis>"."""
     return tuple(TensorSpec(value.name, shape_of(value), dtype_of(value)) for value in values)
@@ -175,8 +206,7 @@ def _infer_shapes(model: Any, given: Mapping[str, Sequence[int]]) -> tuple[Shape
     """Shapes of all values at batch 1 (or the fixed batch), and that batch. Weights are read by shape alone."""
     import onnx
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = without_large_data(model)
     stored = {tensor.name for tensor in copy.graph.initializer}
     inputs = [value for value in copy.graph.input if value.name not in stored]
     batch = 1
@@ -193,8 +223,7 @@ def _infer_shapes(model: Any, given: Mapping[str, Sequence[int]]) -> tuple[Shape
     del copy.graph.value_info[:]
     for value in copy.graph.output:
         value.type.tensor_type.ClearField("shape")
-    if copy.ByteSize() < 1 << 30:
-        copy = onnx.shape_inference.infer_shapes(copy, data_prop=True)
+    copy = onnx.shape_inference.infer_shapes(copy, data_prop=True)
     found: dict[str, tuple[int | None, ...]] = {
         value.name: tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in type_.shape.dim)
         for value in (*copy.graph.value_info, *copy.graph.input, *copy.graph.output)
@@ -245,16 +274,16 @@ def _macs_of(node: Any, known: Shapes) -> int | None:
     if node.op_type not in _COUNTED:
         return 0
     left, right = (known.get(node.input[position]) for position in _COUNTED[node.op_type])
-    if left is None or right is None:
-        return None
-    if node.op_type == "ConvTranspose":
-        return _times(_product(left), _product(right[1:]))
     outputs = _product(known.get(node.output[0]))
+    if node.op_type == "ConvTranspose":
+        return _times(_product(left), _product(right and right[1:]))
     if "Conv" in node.op_type:
-        return _times(outputs, _product(right[1:]))
-    flipped = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
-    depth = left[-2] if flipped and len(left) > 1 else left[-1]
-    if "Gemm" in node.op_type:
-        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-        return _times(left[1] if flipped else left[0], depth, right[0] if transposed else right[1])
-    return _times(outputs, depth)
+        return _times(outputs, _product(right and right[1:]))
+    flags = {attribute.name for attribute in node.attribute if attribute.type == _INT and attribute.i}
+    depth = _depth(left, -2 if "transA" in flags else -1)
+    return _times(outputs, depth if depth is not None else _depth(right, -1 if "transB" in flags else -2))
+
+
+def _depth(shape: tuple[int | None, ...] | None, axis: int) -> int | None:
+    """How many products are summed: the size of a matrix along the axis that vanishes, of a vector its size."""
+    return shape[axis if len(shape) > 1 else 0] if shape else None

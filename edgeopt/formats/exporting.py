@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "model.pt2"
 TOOLS = ("torch", "onnx", "onnxscript")
+PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64", "int8": "int8"}
 
 
 def trace(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, str | None]:

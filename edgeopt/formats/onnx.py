@@ -24,13 +24,14 @@ def to_onnx(ref: ModelRef, samples: Path | None, out: Path, progress: Progress) 
     progress(0.0, "reading the ONNX file")
     model = read(path)
     inputs = counting.signature(_inputs(model))
+    external = tuple(sorted({(path.parent / _location(tensor)).resolve() for tensor in _external(model)}))
     feeds = None
     if samples is not None:
         data = Samples(samples)
         feeds = canonical.fit(data.batch(0, min(len(data), canonical.SAMPLES_CHECKED)), inputs, path.name)
     _load_weights(model, path)
     expected, notes = None, []
-    if feeds is not None and model.ByteSize() < canonical.LARGEST_FILE_BYTES:
+    if feeds is not None:
         progress(0.3, "running the source model")
         try:
             expected = canonical.run(model, feeds)
@@ -46,7 +47,7 @@ def to_onnx(ref: ModelRef, samples: Path | None, out: Path, progress: Progress) 
     if expected is not None and feeds is not None:
         found = canonical.run(model, feeds) or {}
         check = canonical.difference(list(expected.values()), list(found.values()))
-    return Imported(canonical.write(model, [*notes, *told], check, out), sources=())
+    return Imported(canonical.write(model, [*notes, *told], check, out), sources=external)
 
 
 def inspect(ref: ModelRef, example: Path | None) -> Summary:
@@ -76,7 +77,7 @@ def read(path: Path) -> Any:
     """The ModelProto, external weights found but not loaded. Raises InputError where the file is not an ONNX model."""
     require("onnx", extra="onnx", purpose="reading an ONNX model")
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     try:
         model = onnx.load_model(str(path), format="protobuf", load_external_data=False)

@@ -234,7 +234,7 @@ def max_pool(n: Node) -> Any:
     x, half = n.tensor(0), len(kernel)
     if pads[:half] != pads[half:] or any(2 * p > k for p, k in zip(pads, kernel)):
         x, pads = _pad(n, x, pads, -math.inf), [0] * 2 * half
-    options = {"stride": strides, "padding": pads[:half], "dilation": dilations}
+    options: dict[str, Any] = {"stride": strides, "padding": pads[:half], "dilation": dilations}
     return n.layer(f"MaxPool{half}d", x, kernel, ceil_mode=bool(n.attribute("ceil_mode", 0)), **options)
 
 
@@ -244,7 +244,7 @@ def average_pool(n: Node) -> Any:
     if any(d != 1 for d in dilations):
         raise n.unsupported("dilation")
     half, counted, ceil = len(kernel), bool(n.attribute("count_include_pad", 0)), bool(n.attribute("ceil_mode", 0))
-    options = {"stride": strides, "ceil_mode": ceil}
+    options: dict[str, Any] = {"stride": strides, "ceil_mode": ceil}
     if pads[:half] == pads[half:] and all(2 * p <= k for p, k in zip(pads, kernel)):
         return n.layer(
             f"AvgPool{half}d", n.tensor(0), kernel, padding=pads[:half], count_include_pad=counted, **options
@@ -585,8 +585,9 @@ OPERATORS: Mapping[str, Translate] = {
     # activations
     "Relu": activation("ReLU"), "Sigmoid": activation("Sigmoid"), "Tanh": activation("Tanh"),
     "Softplus": activation("Softplus"), "Softsign": activation("Softsign"), "Mish": activation("Mish"),
-    "LeakyRelu": activation("LeakyReLU", negative_slope=("alpha", 0.01)), "Elu": activation("ELU", alpha=("alpha", 1.0)),
-    "Celu": activation("CELU", alpha=("alpha", 1.0)), "Clip": clip, "HardSigmoid": hard_sigmoid,
+    "LeakyRelu": activation("LeakyReLU", negative_slope=("alpha", 0.01)),
+    "Elu": activation("ELU", alpha=("alpha", 1.0)), "Celu": activation("CELU", alpha=("alpha", 1.0)), "Clip": clip,
+    "HardSigmoid": hard_sigmoid,
     "HardSwish": hard_swish, "Gelu": gelu, "PRelu": prelu, "Softmax": softmax("Softmax"),
     "LogSoftmax": softmax("LogSoftmax"),
     # layers

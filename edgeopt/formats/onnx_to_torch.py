@@ -10,17 +10,16 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeopt.errors import InputError, StageError, UnsupportedOperator
 from edgeopt.formats.onnx_operators import OPERATORS
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
     from torch import fx, nn
 
-    Value = np.ndarray[Any, Any] | fx.Node | None  # a constant, what a node computes, or an input left out
+Value: TypeAlias = Any  # a numpy array that is constant, the fx.Node that computes it, or None for an input left out
 
 KEPT_APART = ["FusionConvBN", "FusionConvTransposeBN"]  # a batch norm is what pruning recalibrates
 LARGEST_FOLDED = 1 << 24  # elements of a constant computed ahead
@@ -152,7 +151,9 @@ class Node:
 
         return self.graph.call_function(operator.getitem, (value, key))
 
-    def layer(self, kind: str, value: Any, *arguments: Any, tensors: dict[str, Any] | None = None, **options: Any) -> Any:
+    def layer(
+        self, kind: str, value: Any, *arguments: Any, tensors: dict[str, Any] | None = None, **options: Any
+    ) -> Any:
         """A layer of torch.nn, by name, with its parameters and buffers set from numpy arrays."""
         import torch
 
@@ -265,4 +266,3 @@ def _qualified(node: onnx.NodeProto) -> str:
 
 def _identifier(name: str) -> str:
     return "".join(c if c.isalnum() and c.isascii() else "_" for c in name)
-

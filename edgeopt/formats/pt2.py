@@ -112,13 +112,10 @@ def inspect(ref: ModelRef, example: Path | None) -> Summary:
         parameters=sum(tensor.numel() for tensor in parameters.values()),
         macs=macs,
         operators=dict(sorted(called.items(), key=lambda item: (-item[1], item[0]))),
-        precision=_PRECISIONS.get(kinds.most_common(1)[0][0]) if kinds else None,
+        precision=exporting.PRECISIONS.get(kinds.most_common(1)[0][0]) if kinds else None,
         size_bytes=path.stat().st_size,
         provenance={"torch": _torch_version(path)},
     )
-
-
-_PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64", "int8": "int8"}
 
 
 def read(path: Path) -> Any:

@@ -31,7 +31,7 @@ def tools() -> Sequence[str]:
     return ("ai-edge-litert",)
 
 
-def inspect(ref: ModelRef, example: Path | None) -> Summary:
+def inspect(ref: ModelRef, example: Path | None) -> Summary:  # noqa: ARG001
     """Raises InputError where the file is not a TFLite flatbuffer. `example` is not needed."""
     path = Path(ref.model)
     model = read(path)
@@ -171,7 +171,7 @@ _MACS: Mapping[str, Callable[[Shapes, Sequence[int], Any], int]] = {
     "CONV_2D": lambda inputs, output, _: math.prod(output) * math.prod(inputs[1][1:]),
     "CONV_3D": lambda inputs, output, _: math.prod(output) * math.prod(inputs[1][:4]),
     "DEPTHWISE_CONV_2D": lambda inputs, output, _: math.prod(output) * math.prod(inputs[1][1:3]),
-    "TRANSPOSE_CONV": lambda inputs, output, _: math.prod(inputs[2]) * math.prod(inputs[1][:3]),
+    "TRANSPOSE_CONV": lambda inputs, _output, _: math.prod(inputs[2]) * math.prod(inputs[1][:3]),
     "FULLY_CONNECTED": lambda inputs, output, _: math.prod(output) * inputs[1][-1],
     "BATCH_MATMUL": lambda inputs, output, options: math.prod(output) * inputs[0][-2 if options.adjX else -1],
 }

@@ -7,23 +7,17 @@ loads with `weights_only=True`; pickled modules are refused, because loading one
 from __future__ import annotations
 
 import contextlib
-import difflib
-import importlib
-import importlib.util
 import inspect as inspection
 import sys
-import sysconfig
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import edgeopt
 from edgeopt.errors import InputError
 from edgeopt.formats import Imported, ModelRef, Progress, Summary, canonical, exporting, require
 from edgeopt.samples import Samples
+from edgeopt.source import UserFunction, load_function
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +40,8 @@ def to_onnx(ref: ModelRef, samples: Path | None, out: Path, progress: Progress) 
             remedy="Give data (in a recipe: data.calibration; on the command line: --data samples.npz).",
         )
     require("torch", "onnx", "onnxscript", extra="torch", purpose="importing a torch model")
+    import torch
+
     progress(0.0, "loading the torch model")
     with _user_code(ref) as user:
         module = user.module
@@ -53,18 +49,18 @@ def to_onnx(ref: ModelRef, samples: Path | None, out: Path, progress: Progress) 
         feeds = data.batch(0, min(len(data), canonical.SAMPLES_CHECKED))
         inputs = _bind(module, feeds)
         progress(0.2, "tracing the torch model")
-        outputs = _run(ref, module, inputs, feeds)
+        outputs, sources = user.run(inputs)
         _, output_names = exporting.flatten(outputs)
         program, reason = exporting.trace(module, *inputs.slice(0, 2))
-        feeds = {name: feeds[name] for name in inputs.names}
 
         def eager(start: int, stop: int) -> list[Array]:
             args, kwargs = inputs.slice(start, stop)
-            return [tensor.numpy() for tensor in exporting.flatten(_call(module, args, kwargs))[0]]
+            with torch.no_grad():
+                return [tensor.numpy() for tensor in exporting.flatten(module(*args, **kwargs))[0]]
 
         notes = [f"the batch is fixed at 1: {reason}"] if reason else []
         produced = exporting.produce(program, eager, inputs.names, output_names, inputs.arrays(), notes, out, progress)
-        return Imported(produced, sources=user.sources())
+        return Imported(produced, sources=sources)
 
 
 def inspect(ref: ModelRef, example: Path | None) -> Summary:
@@ -89,9 +85,15 @@ def inspect(ref: ModelRef, example: Path | None) -> Summary:
         if example is not None:
             feeds = Samples(example).batch(0, 1)
             inputs = _bind(module, feeds)
-            with FlopCounterMode(display=False) as counter:
-                outputs = _run(ref, module, inputs, feeds)
-            macs = int(counter.get_total_flops()) // 2
+            fast = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)  # its one fused operator is counted as nothing
+            try:
+                with FlopCounterMode(display=False) as counter:
+                    outputs, _ = user.run(inputs)
+            finally:
+                torch.backends.mha.set_fastpath_enabled(fast)
+            recurrent = any(isinstance(item, (torch.nn.RNNBase, torch.nn.RNNCellBase)) for item in module.modules())
+            macs = None if recurrent else int(counter.get_total_flops()) // 2
             leaves, names = exporting.flatten(outputs)
             names = names or (["output"] if len(leaves) == 1 else [f"output_{i}" for i in range(len(leaves))])
             specs = (
@@ -111,7 +113,7 @@ def inspect(ref: ModelRef, example: Path | None) -> Summary:
             parameters=sum(tensor.numel() for tensor in module.parameters()),
             macs=macs,
             operators=dict(sorted(layers.items(), key=lambda item: (-item[1], item[0]))),
-            precision=_PRECISIONS.get(kinds.most_common(1)[0][0]) if kinds else None,
+            precision=exporting.PRECISIONS.get(kinds.most_common(1)[0][0]) if kinds else None,
             size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
             provenance={
                 "class": type(module).__qualname__,
@@ -120,9 +122,6 @@ def inspect(ref: ModelRef, example: Path | None) -> Summary:
                 "torch": str(torch.__version__),
             },
         )
-
-
-_PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64", "int8": "int8"}
 
 
 @dataclass(frozen=True)
@@ -148,93 +147,62 @@ class _Inputs:
 
 @dataclass(frozen=True)
 class _User:
-    """The module that the user's code made, and the modules that were there before it."""
+    """The module that the user's code made, in eval mode, and what was loaded before it."""
 
     module: Any
-    own: Path | None
-    before: frozenset[str]
+    factory: UserFunction
+    made_from: tuple[Path, ...]
 
-    def sources(self) -> tuple[Path, ...]:
-        """Python files of the user's that were loaded, sorted: none of an installed package, none of Python's own."""
-        found = {self.own} if self.own else set()
-        for name, module in list(sys.modules.items()):
-            file = getattr(module, "__file__", None)
-            if name not in self.before and isinstance(file, str) and file.endswith(".py") and _is_users(file):
-                found.add(Path(file).resolve())
-        return tuple(sorted(found))
+    def run(self, inputs: _Inputs) -> tuple[Any, tuple[Path, ...]]:
+        """One eager call on two samples; and every source file of the user's that was loaded up to now, sorted."""
+        import torch
+
+        def forward() -> Any:
+            with torch.no_grad():
+                args, kwargs = inputs.slice(0, 2)
+                return self.module(*args, **kwargs)
+
+        call = UserFunction(self.factory.location, "model", forward, self.factory.loaded_before)
+        try:
+            outputs, loaded = call.call()
+        except InputError as error:
+            given = ", ".join(
+                f"{n}: {v.dtype}[N, {', '.join(map(str, v.shape[1:]))}]" for n, v in inputs.arrays().items()
+            )
+            remedy = f"The samples are {given}; the model is forward{inspection.signature(self.module.forward)}."
+            raise InputError(error.message, where=error.where, remedy=remedy) from error
+        return outputs, tuple(sorted({*loaded, *self.made_from}))
 
 
 @contextlib.contextmanager
 def _user_code(ref: ModelRef) -> Iterator[_User]:
-    """Load the module with its weights. While in the context, the factory's folder can be imported from."""
+    """Make the module and load its weights. On leaving, the user's modules can no longer be imported from there."""
     import torch
 
-    before = frozenset(sys.modules)
-    location, _, function = ref.model.rpartition(":")
-    is_file = location.endswith(".py")
-    folder = Path(location).resolve().parent if is_file else Path.cwd()
-    sys.path.insert(0, str(folder))
+    modules, path = dict(sys.modules), list(sys.path)
+    location = ref.model.rpartition(":")[0]
+    if not location.endswith(".py"):
+        sys.path.insert(0, str(Path.cwd()))
     try:
         torch.manual_seed(0)
-        module = _load_file(Path(location).resolve()) if is_file else _load_package(location)
-        made = _make(_factory(module, function, ref), ref)
+        factory = load_function(ref.model, what="model factory")
+        made, sources = factory.call()
+        if not isinstance(made, torch.nn.Module):
+            raise InputError(
+                f"{ref.model} returns {type(made).__name__}, not a torch.nn.Module",
+                remedy="The function must take no arguments and return the model.",
+            )
         if ref.weights is not None:
             _load_weights(made, Path(ref.weights))
-        own = getattr(module, "__file__", None)
-        yield _User(made.to("cpu").eval(), Path(own).resolve() if own else None, before)
+        own = [Path(location).resolve()] if location.endswith(".py") else []
+        yield _User(made.to("cpu").eval(), factory, (*own, *sources))
     finally:
-        sys.path.remove(str(folder))
-        for name in set(sys.modules) - before:
+        sys.path[:] = path
+        for name in [name for name, module in sys.modules.items() if modules.get(name) is not module]:
             file = getattr(sys.modules[name], "__file__", None)
-            if isinstance(file, str) and _is_users(file):
+            installed = file is None or any(Path(file).is_relative_to(root) for root in (sys.prefix, sys.base_prefix))
+            if not installed and name.partition(".")[0] != "edgeopt":
                 del sys.modules[name]
-
-
-def _load_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise InputError("there is no such file", where=str(path))
-    taken = path.stem in sys.modules or path.stem in sys.stdlib_module_names
-    name = f"edgeopt_user_{path.stem}" if taken else path.stem
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    with _told_as_the_users(f"{path.name} cannot be loaded", str(path)):
-        spec.loader.exec_module(module)
-    return module
-
-
-def _load_package(name: str) -> ModuleType:
-    with _told_as_the_users(f"{name} cannot be imported", name):
-        return importlib.import_module(name)
-
-
-def _factory(module: ModuleType, function: str, ref: ModelRef) -> Callable[[], Any]:
-    found = getattr(module, function, None)
-    if callable(found):
-        made: Callable[[], Any] = found
-        return made
-    names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-    near = difflib.get_close_matches(function, names, n=1)
-    own = [name for name in names if getattr(getattr(module, name), "__module__", None) == module.__name__]
-    raise InputError(
-        f"{ref.model}: there is no function {function!r}",
-        remedy=f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(own) or 'no functions'}.",
-    )
-
-
-def _make(factory: Callable[[], Any], ref: ModelRef) -> Any:
-    import torch
-
-    code = getattr(factory, "__code__", None)
-    with _told_as_the_users(f"{ref.model} failed", f"{code.co_filename}:{code.co_firstlineno}" if code else ref.model):
-        made = factory()
-    if not isinstance(made, torch.nn.Module):
-        raise InputError(
-            f"{ref.model} returns {type(made).__name__}, not a torch.nn.Module",
-            remedy="The function must take no arguments and return the model.",
-        )
-    return made
 
 
 def _load_weights(module: Any, path: Path) -> None:
@@ -328,46 +296,3 @@ def _bind(module: Any, feeds: Mapping[str, Array]) -> _Inputs:
     return _Inputs(
         {name: tensors[name] for name in ordered[:leading]}, {name: tensors[name] for name in ordered[leading:]}
     )
-
-
-def _call(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    import torch
-
-    with torch.no_grad():
-        return module(*args, **kwargs)
-
-
-def _run(ref: ModelRef, module: Any, inputs: _Inputs, feeds: Mapping[str, Array]) -> Any:
-    """One eager call, whose failure is told with the samples' shapes."""
-    given = ", ".join(
-        f"{name}: {value.dtype}[N, {', '.join(map(str, value.shape[1:]))}]" for name, value in feeds.items()
-    )
-    remedy = f"Samples: {given}; forward{inspection.signature(module.forward)}."
-    with _told_as_the_users(f"{ref.model}: the model does not take these samples", ref.model, remedy):
-        return _call(module, *inputs.slice(0, 2))
-
-
-@contextlib.contextmanager
-def _told_as_the_users(what: str, where: str, remedy: str | None = None) -> Iterator[None]:
-    """What the user's code raises, as an InputError that points into the user's code."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (Exception, SystemExit) as error:
-        if isinstance(error, SyntaxError) and error.filename:
-            where = f"{error.filename}:{error.lineno}"
-        else:
-            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
-            where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else where
-        raise InputError(f"{what}: {exporting.first_line(error)}", where=where, remedy=remedy) from error
-
-
-def _is_users(file: str) -> bool:
-    """Whether a source file is the user's: no installed package's, not Python's own, not edgeopt's."""
-    path = Path(file).resolve()
-    if not path.is_file() or {"site-packages", "dist-packages"} & set(path.parts):
-        return False
-    installed = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    folders = [Path(folder).resolve() for folder in installed] + [Path(edgeopt.__file__).resolve().parent]
-    return not any(path.is_relative_to(folder) for folder in folders)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgeopt import units
 from edgeopt.budget import QUANTITIES
+from edgeopt.text import plain
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column. `words` wrap and stand left; `optional` ones are left out where there is little room."""
+    """A column. `words` stand left and may wrap; `optional` ones are left out where there is little room."""
 
     key: str
     title: str
@@ -22,7 +23,7 @@ class Column:
 
 COLUMNS = (
     Column("mark", ""),
-    Column("id", "candidate"),
+    Column("id", "candidate", words=True),
     Column("p50", "p50"),
     Column("p95", "p95", optional=True),
     Column("speedup", "speed-up"),
@@ -31,6 +32,8 @@ COLUMNS = (
     Column("memory", "memory", optional=True),
     Column("quality", "quality"),
     Column("drop", "drop"),
+    Column("fidelity", "fidelity", optional=True),
+    Column("sqnr", "SQNR", optional=True),
     Column("verdict", "verdict", words=True),
 )
 
@@ -65,20 +68,21 @@ def rows_of(document: Mapping[str, Any]) -> tuple[Row, ...]:
 
 def summary_of(document: Mapping[str, Any]) -> list[str]:
     """The verdict in words, ties, how near each came when nothing is inside, the time spent, where it all is."""
-    lines = []
-    if document["winner"]:
-        lines.append(f"Winner: {document['winner']}: {document['why']}.")
-    else:
-        lines.append(f"No winner: {document['why']}.")
-        for candidate in document["candidates"]:
-            if candidate["status"] == "outside":
-                nearest = " (nearest)" if candidate["id"] == document["nearest"] else ""
-                lines.append(f"  {candidate['id']}{nearest}: {'; '.join(candidate['reasons'])}")
+    lines = [f"{'Winner: ' + document['winner'] if document['winner'] else 'No winner'}: {document['why']}."]
+    for candidate in document["candidates"]:
+        if candidate["status"] in ("outside", "failed"):
+            nearest = " (nearest)" if candidate["id"] == document["nearest"] else ""
+            lines.append(f"  {candidate['id']}{nearest} {candidate['status']}: {'; '.join(candidate['reasons'])}")
+            if candidate.get("log"):
+                lines.append(f"    log: {document['run']}/{candidate['log']}")
     for warning in document.get("warnings", []):
         lines.append(f"Warning: {warning}")
-    seconds = document["seconds"]
+    seconds, reused = document["seconds"], document["reused"]
+    built = f"{reused['steps']} of {reused['of']} steps reused"
+    measured = "reused; --remeasure measures again" if reused["measurements"] else "now"
     lines.append(
-        f"Built in {seconds['build']:.1f} s, measured in {seconds['measure']:.1f} s, {seconds['total']:.1f} s in all."
+        f"Built in {seconds['build']:.1f} s ({built}), measured in {seconds['measure']:.1f} s ({measured}), "
+        f"{seconds['total']:.1f} s in all."
     )
     if document["run"]:
         lines.append(f"Run: {document['run']}" + (f"   Bundle: {document['run']}/best" if document["winner"] else ""))
@@ -111,6 +115,21 @@ def drop_text(quality: Mapping[str, Any] | None) -> str:
     return f"{quality['drop'] * 100:.2f} ±{half:.2f}"
 
 
+def _fidelity_text(quality: Mapping[str, Any] | None) -> str:
+    """Agreement with the original, where that is not the metric itself."""
+    if quality is None or quality["fidelity"] is None or quality["metric"] == "agreement":
+        return ""
+    return units.format_fraction(quality["fidelity"])
+
+
+def _sqnr_text(quality: Mapping[str, Any] | None) -> str:
+    if quality is None or quality["metric"] == "sqnr":
+        return ""
+    if quality["exact"]:
+        return "exact"
+    return f"{quality['sqnr_db']:.1f} dB" if quality["sqnr_db"] is not None else ""
+
+
 def speedup_text(speedup: Mapping[str, Any] | None) -> str:
     """ "5.41x", with a question mark where the comparison is inconclusive."""
     if speedup is None:
@@ -133,20 +152,25 @@ def _row(candidate: Mapping[str, Any], document: Mapping[str, Any], baseline: Ma
         "memory": units.format_size(memory) if memory is not None else "",
         "quality": quality_text(candidate.get("quality")),
         "drop": drop_text(candidate.get("quality")),
+        "fidelity": _fidelity_text(candidate.get("quality")),
+        "sqnr": _sqnr_text(candidate.get("quality")),
         "verdict": _verdict(candidate, document),
     }
+    cells = {key: plain(text) for key, text in cells.items()}
     return Row(candidate["id"], candidate["status"], is_baseline, cells)
 
 
 def _verdict(candidate: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     status, name = candidate["status"], candidate["id"]
-    told = {"chosen": "chosen", "inside": "inside", "outside": "outside", "failed": "failed", "skipped": "left out"}[status]
+    told = "left out" if status == "skipped" else str(status)
     if name == document["baseline"]:
         told = f"baseline, {told}"
     if name in document["ties"]:
         told += ", tie"
-    reasons: Sequence[str] = candidate["reasons"]
-    return f"{told}: {'; '.join(reasons)}" if reasons else told
+    if status == "outside":
+        broken = [judged["quantity"] for judged in candidate["budget"] if not judged["passed"]]
+        return f"{told}: {', '.join(broken)}"
+    return told if status != "skipped" else f"{told}: {'; '.join(candidate['reasons'])}"
 
 
 def _value(candidate: Mapping[str, Any], name: str) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgeopt.doctor import PROGRAMS
+from edgeopt.text import plain
 from edgeopt.units import format_size
 
 if TYPE_CHECKING:
@@ -29,14 +30,14 @@ def print_report(report: Report, console: Console) -> None:
             told = "; ".join(f"{d} ({', '.join(a)})" if a else d for d, a in backend.devices.items())
         else:
             told = backend.reason or f"no {backend.missing}: {backend.install}"
-        table.add_row(_mark(backend.usable), name, backend.version or "", told)
+        table.add_row(_mark(backend.usable), name, backend.version or "", plain(told))
     console.print(table)
     table = _table("step", "", "needs")
     for name, step in report.steps.items():
         told = ", ".join(f"{tool} {version}" for tool, version in step.tools.items() if version)
         if not step.usable:
             told = step.reason or f"missing: pip install {' '.join(step.missing)}"
-        table.add_row(_mark(step.usable), name, "", told)
+        table.add_row(_mark(step.usable), name, "", plain(told))
     console.print(table)
     table = _table("program", "", "")
     for name, path in report.programs.items():

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a tree of candidates with their state, and the running step's bar and time left.
+"""What a person sees while a run goes on: a tree of candidates with their state, the running step's bar and time left.
 
 Written to standard error, and only to a terminal; piped, nothing is written.
 """
@@ -93,7 +93,8 @@ class Tree:
         self._plan: Plan | None = None
         self._states: dict[str, State] = {}
         self._lock = threading.Lock()
-        self._live = Live(console=Console(stderr=True), get_renderable=self._render, refresh_per_second=8, transient=True)
+        console = Console(stderr=True)
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=8, transient=True)
 
     def __enter__(self) -> Tree:
         self._live.__enter__()

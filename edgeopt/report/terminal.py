@@ -12,31 +12,45 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+WIDE, WIDEST = 110, 140  # columns from which on more and all of the table is shown
+MORE = ("p95", "smaller", "memory")
+VERDICT_WIDTH = 18
+
 _STYLES = {"chosen": "bold green", "inside": "", "outside": "yellow", "failed": "red", "skipped": "dim"}
 
 
 def print_result(document: Mapping[str, Any], console: Console) -> None:
-    """The table of candidates, then the verdict in words and where everything is."""
+    """The table of candidates, what was left out, then the verdict in words and where everything is."""
+    from rich.text import Text
+
     rows = rows_of(document)
-    console.print(_table(document, rows, narrow=console.width < 100))
+    shown = [row for row in rows if row.status != "skipped"]
+    console.print(_table(document, shown, width=console.width))
+    for row in rows:
+        if row.status == "skipped":
+            console.print(Text(f"{row.id}: {row.cells['verdict']}", style="dim"), soft_wrap=True)
     for line in summary_of(document):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _table(document: Mapping[str, Any], rows: Sequence[Row], *, narrow: bool) -> Table:
+def _table(document: Mapping[str, Any], rows: Sequence[Row], *, width: int) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    columns = [column for column in COLUMNS if not (narrow and column.optional) and any(r.cells[column.key] for r in rows)]
-    table = Table(
-        title=Text(f"{document['recipe']} on {document['target']}", style="bold"), box=box.SIMPLE_HEAD, title_justify="left"
-    )
+    room = [c for c in COLUMNS if not c.optional or width >= (WIDE if c.key in MORE else WIDEST)]
+    columns = [column for column in room if any(row.cells[column.key] for row in rows)]
+    title = Text(f"{document['recipe']} on {document['target']}", style="bold")
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
     for column in columns:
-        table.add_column(column.title, justify="left" if column.words else "right", no_wrap=not column.words)
+        table.add_column(
+            column.title,
+            justify="left" if column.words else "right",
+            no_wrap=column.key != "verdict",
+            min_width=VERDICT_WIDTH if column.key == "verdict" else None,
+        )
     for row in rows:
-        style = _STYLES[row.status]
-        table.add_row(*(_cell(row, column.key) for column in columns), style=style, end_section=row.baseline)
+        table.add_row(*(_cell(row, c.key) for c in columns), style=_STYLES[row.status], end_section=row.baseline)
     return table
 
 

@@ -1,9 +1,9 @@
 """What a recipe's steps do to a model: one file a stage, each with its own options and version.
 
 A stage is a module with the names of the protocol `Stage`. Its alternatives ("int8", "openvino") are its choices; a
-stage whose alternatives differ in options alone has the one choice "". `run` is called in a worker process of its own, in
-an empty folder, and may import what it likes; the module itself imports no vendor library, because plans are made from
-it.
+stage whose alternatives differ in options alone has the one choice "". `run` is called in a worker process of its own,
+in an empty folder, and may import what it likes; the module itself imports no vendor library, because plans are made
+from it.
 
 To add one from another package, publish such a module as an entry point in the group `edgeopt.stages`.
 """

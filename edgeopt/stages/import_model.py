@@ -25,7 +25,7 @@ def tools(model: str) -> Sequence[str]:
 def run(args: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """Import {"model", "weights", "samples": a folder or None} into the folder "out".
 
-    Returns {"produced": the fields of `Produced`, "sources": the user's Python files that made the model}.
+    Returns {"produced": the fields of `Produced`, "sources": the files beside the model that it was made of}.
     """
     importer = formats.importer(args["model"])
     imported = importer.to_onnx(_ref(args), _folder(args.get("samples")), Path(args["out"]), channel.progress)

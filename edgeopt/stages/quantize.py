@@ -48,21 +48,21 @@ def choices() -> Mapping[str, type[Options]]:
     return {"none": Options, "int8": Int8Options}
 
 
-def tools(choice: str, options: Any) -> Sequence[str]:  # noqa: ARG001
+def tools(choice: str, options: Any) -> Sequence[str]:
     return () if choice == "none" else ("nncf", "onnx", "onnxruntime")
 
 
-def sample_roles(choice: str, options: Any, precision: str) -> Sequence[str]:  # noqa: ARG001
+def sample_roles(choice: str, options: Any, precision: str) -> Sequence[str]:
     return () if choice == "none" else ("calibration",)
 
 
-def objection(choice: str, options: Any, precision: str) -> str | None:  # noqa: ARG001
+def objection(choice: str, options: Any, precision: str) -> str | None:
     if choice == "int8" and precision == "int8":
         return "the model is quantized already"
     return None
 
 
-def precision(choice: str, options: Any, precision: str) -> str:  # noqa: ARG001
+def precision(choice: str, options: Any, precision: str) -> str:
     return "int8" if choice == "int8" else precision
 
 
@@ -218,8 +218,10 @@ class _Feeds:
         count = len(self)
         for index in range(count):
             self._progress(index / count, f"calibrating: sample {index + 1} of {count}")
-            yield self._samples.batch(index, index + 1)
-        self._progress(None, "correcting biases")
+            batch = self._samples.batch(index, index + 1)
+            if index + 1 == count:  # NNCF asks for no more after the last, and tells nothing of what follows
+                self._progress(None, "calibrating: last sample, then biases and weights")
+            yield batch
 
 
 @contextmanager

@@ -1,0 +1,285 @@
+"""LiteRT: the backend, the compiler and the reader of .tflite files, on real files."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("litert_torch")
+pytest.importorskip("onnxscript")
+
+from edgeopt.artifact import Artifact, MadeBy, TensorSpec  # noqa: E402
+from edgeopt.backends import tflite as backend  # noqa: E402
+from edgeopt.compilers import tflite as compiler  # noqa: E402
+from edgeopt.errors import CorruptArtifact, InputError, StageError, UnsupportedOperator  # noqa: E402
+from edgeopt.formats import ModelRef  # noqa: E402
+from edgeopt.formats import tflite as reader  # noqa: E402
+from edgeopt.samples import Preprocess, adapt, write_samples  # noqa: E402
+from edgeopt.stages import Produced, StageJob  # noqa: E402
+from edgeopt.target import Target  # noqa: E402
+
+IMAGE = TensorSpec("image", ("batch", 3, 12, 10), "float32")
+EXTRA = TensorSpec("extra", ("batch", 5), "float32")
+MAP = TensorSpec("map", ("batch", 8, 6, 5), "float32")
+SCORES = TensorSpec("scores", ("batch", 4), "float32")
+
+
+class TwoHeads(torch.nn.Module):
+    """Two inputs and two outputs, whose names and shapes tell any mistake in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.bn = torch.nn.BatchNorm2d(8)
+        self.depthwise = torch.nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.extra = torch.nn.Linear(5, 8)
+        self.fc = torch.nn.Linear(8, 4)
+
+    def forward(self, image: torch.Tensor, extra: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.relu(self.bn(self.conv(image)))
+        y = torch.nn.functional.relu6(self.depthwise(y)) + self.extra(extra)[:, :, None, None]
+        return y, self.fc(torch.nn.functional.max_pool2d(y, 2).mean(dim=(2, 3))).softmax(dim=-1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as an import leaves it: model.onnx with a free batch, and model.pt2."""
+    torch.manual_seed(0)
+    folder, net = tmp_path_factory.mktemp("import"), TwoHeads().eval()
+    example = (torch.zeros(2, 3, 12, 10), torch.zeros(2, 5))
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(net, example, dynamic_shapes=({0: batch}, {0: batch}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(program, folder / "model.pt2")
+        torch.onnx.export(
+            program,
+            f=folder / "model.onnx",
+            dynamo=True,
+            external_data=False,
+            input_names=["image", "extra"],
+            output_names=["map", "scores"],
+            verbose=False,
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, noise = tmp_path_factory.mktemp("samples"), np.random.default_rng(0)
+    arrays = {"image": noise.standard_normal((40, 3, 12, 10)), "extra": noise.standard_normal((40, 5))}
+    write_samples(folder, {name: value.astype(np.float32) for name, value in arrays.items()}, None, Preprocess())
+    return folder
+
+
+def compiled(model: Path, out: Path, parent: str = "fp32", samples: Path | None = None, **options: str) -> Produced:
+    """What the compiler makes of `model` in `out`, for a parent that computes in `parent`."""
+    artifact = Artifact("onnx", "model.onnx", (), (IMAGE, EXTRA), (MAP, SCORES), parent, MadeBy("import", 1, {}, {}))
+    lineage = {"import": model, **({"quantize": out / "unused"} if parent == "int8" else {})}
+    out.mkdir()
+    given, chosen = {"calibration": samples} if samples else {}, compiler.CompileOptions(**options)
+    job = StageJob("tflite", chosen, artifact, model, lineage, given, Target("host"), out, lambda fraction, text: None)
+    return compiler.compile(job)
+
+
+@pytest.fixture(scope="module")
+def built(model: Path, samples: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    root = tmp_path_factory.mktemp("built")
+    return SimpleNamespace(
+        root=root,
+        fp32=compiled(model, root / "fp32"),
+        int8=compiled(model, root / "int8", "int8", samples),
+    )
+
+
+def feeds(specs: tuple[TensorSpec, ...], seed: int = 1) -> dict[str, np.ndarray]:
+    noise = np.random.default_rng(seed)
+    source = {"image": noise.standard_normal((1, 3, 12, 10)), "extra": noise.standard_normal((1, 5))}
+    return adapt({name: value.astype(np.float32) for name, value in source.items()}, specs)
+
+
+def test_float_file_computes_what_the_onnx_does(model: Path, built: SimpleNamespace) -> None:
+    import onnxruntime
+
+    session = backend.load(built.root / "fp32" / "model.tflite", {}, 1)
+    noise = np.random.default_rng(1)
+    source = {"image": noise.standard_normal((1, 3, 12, 10)), "extra": noise.standard_normal((1, 5))}
+    source = {name: value.astype(np.float32) for name, value in source.items()}
+    wanted = onnxruntime.InferenceSession(model / "model.onnx").run(None, source)
+    found = session.run(adapt(source, built.fp32.inputs))
+    for value, right in zip(found.values(), wanted, strict=True):
+        np.testing.assert_allclose(value, right, atol=1e-4)
+
+
+def test_signature_keeps_names_and_order_and_takes_channels_last(built: SimpleNamespace) -> None:
+    assert built.fp32.inputs == (
+        TensorSpec("image", (1, 12, 10, 3), "float32", "NHWC"),
+        TensorSpec("extra", (1, 5), "float32"),
+    )
+    assert [(spec.name, spec.shape) for spec in built.fp32.outputs] == [("map", (1, 8, 6, 5)), ("scores", (1, 4))]
+
+
+def test_int8_file_is_integer_inside_and_float_outside(built: SimpleNamespace) -> None:
+    assert built.int8.precision == "int8"
+    assert {spec.dtype for spec in (*built.int8.inputs, *built.int8.outputs)} == {"float32"}
+    assert built.int8.details["float_operators"] == {}
+    assert min(built.int8.details["snr_db"]) > 20
+    small, large = (built.root / name / "model.tflite" for name in ("int8", "fp32"))
+    assert reader.inspect(ModelRef(str(small)), None).precision == "int8"
+    assert reader.inspect(ModelRef(str(large)), None).precision == "fp32"
+
+
+def test_the_same_input_in_another_folder_gives_the_same_bytes(
+    model: Path, samples: Path, built: SimpleNamespace, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "else" / "where"
+    shutil.copytree(model, elsewhere)
+    compiled(elsewhere, tmp_path / "int8", "int8", samples)
+    first, second = built.root / "int8" / "model.tflite", tmp_path / "int8" / "model.tflite"
+    assert hashlib.sha256(first.read_bytes()).digest() == hashlib.sha256(second.read_bytes()).digest()
+
+
+def test_fp16_halves_the_weights(model: Path, built: SimpleNamespace, tmp_path: Path) -> None:
+    made = compiled(model, tmp_path / "fp16", precision="fp16")
+    summary = reader.inspect(ModelRef(str(tmp_path / "fp16" / "model.tflite")), None)
+    assert (made.precision, summary.precision) == ("fp16", "fp16")
+    assert min(made.details["snr_db"]) > 55
+
+
+def test_without_model_onnx_the_step_says_so(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StageError, match="missing"):
+        compiled(tmp_path / "empty", tmp_path / "out")
+
+
+def test_a_model_that_onnx_import_lacks_is_read_from_pt2(model: Path, tmp_path: Path) -> None:
+    import onnx
+
+    copy = tmp_path / "import"
+    shutil.copytree(model, copy)
+    changed = onnx.load(copy / "model.onnx")
+    relu = next(node for node in changed.graph.node if node.op_type == "Relu")
+    relu.op_type = "ThresholdedRelu"
+    relu.attribute.append(onnx.helper.make_attribute("alpha", 0.0))
+    onnx.save(changed, copy / "model.onnx")
+    made = compiled(copy, tmp_path / "out")
+    assert [spec.name for spec in made.outputs] == ["map", "scores"]
+    (copy / "model.pt2").unlink()
+    with pytest.raises(UnsupportedOperator, match="ThresholdedRelu"):
+        compiled(copy, tmp_path / "again")
+
+
+class Determinant(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.det(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # litert_torch's use of torch's pytrees
+def test_an_operator_that_cannot_be_converted_is_named() -> None:
+    square = TensorSpec("x", (1, 3, 3), "float32")
+    with pytest.raises(UnsupportedOperator, match="linalg_det"):
+        compiler._convert(Determinant().eval(), (square,), (TensorSpec("y", (1,), "float32"),))
+
+
+def test_asking_for_a_float_precision_on_an_int8_model_is_objected_to() -> None:
+    assert compiler.objection(compiler.CompileOptions(precision="fp16"), "int8")
+    assert compiler.objection(compiler.CompileOptions(), "int8") is None
+    assert compiler.objection(compiler.CompileOptions(precision="fp16"), "fp32") is None
+
+
+def test_calibration_samples_are_read_for_int8_alone() -> None:
+    assert compiler.sample_roles(compiler.CompileOptions(), "int8") == ("calibration",)
+    assert compiler.sample_roles(compiler.CompileOptions(), "fp32") == ()
+
+
+def test_bound_call_gives_the_same_outputs_again_and_again(built: SimpleNamespace) -> None:
+    session = backend.load(built.root / "int8" / "model.tflite", {}, 1)
+    first, second = feeds(session_inputs := built.int8.inputs), feeds(session_inputs, seed=2)
+    alone = session.run(first)
+    call, other = session.bind(first), session.bind(second)
+    for _ in range(5):
+        other()
+        call()
+    outputs = {name: session._interpreter.get_tensor(index) for name, index in session._output_indices.items()}
+    for name, value in alone.items():
+        np.testing.assert_array_equal(outputs[name], value)
+
+
+def test_bound_call_keeps_its_own_copy_of_the_inputs(built: SimpleNamespace) -> None:
+    session = backend.load(built.root / "fp32" / "model.tflite", {}, 1)
+    given = feeds(built.fp32.inputs)
+    alone = session.run(given)
+    call = session.bind(given)
+    given["image"][:] = 0
+    call()
+    index = session._output_indices["scores"]
+    np.testing.assert_array_equal(session._interpreter.get_tensor(index), alone["scores"])
+
+
+def test_a_damaged_file_is_a_corrupt_artifact(built: SimpleNamespace, tmp_path: Path) -> None:
+    whole = (built.root / "fp32" / "model.tflite").read_bytes()
+    for name, content in (("empty", b""), ("text", b"not a model at all"), ("half", whole[: len(whole) // 2])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CorruptArtifact, match=name):
+            backend.load(tmp_path / name, {}, 1)
+
+
+def test_an_operator_that_the_runtime_lacks_is_named(custom: Path) -> None:
+    with pytest.raises(UnsupportedOperator, match="my-accelerator-op"):
+        backend.load(custom, {}, 1)
+
+
+def test_a_runtime_setting_that_is_not_known_is_refused(built: SimpleNamespace) -> None:
+    with pytest.raises(InputError, match="precision"):
+        backend.load(built.root / "fp32" / "model.tflite", {"precision": "bf16"}, 1)
+
+
+@pytest.fixture
+def custom(built: SimpleNamespace, tmp_path: Path) -> Path:
+    """The float model with its softmax replaced by a custom operator."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    changed = reader.read(built.root / "fp32" / "model.tflite")
+    for code in changed.operatorCodes:
+        if code.builtinCode == schema.BuiltinOperator.SOFTMAX:
+            code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
+            code.customCode = b"my-accelerator-op"
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(changed.Pack(builder), file_identifier=b"TFL3")
+    (tmp_path / "custom.tflite").write_bytes(bytes(builder.Output()))
+    return tmp_path / "custom.tflite"
+
+
+def test_inspect_tells_signature_parameters_and_work(built: SimpleNamespace) -> None:
+    path = built.root / "fp32" / "model.tflite"
+    summary = reader.inspect(ModelRef(str(path)), None)
+    assert [(spec.name, spec.shape) for spec in summary.inputs] == [("image", (1, 12, 10, 3)), ("extra", (1, 5))]
+    assert [spec.name for spec in summary.outputs] == ["map", "scores"]
+    convolutions, products = 8 * 3 * 9 * 30 + 8 * 9 * 30, 5 * 8 + 8 * 4
+    assert summary.macs == convolutions + products
+    assert 8 * 3 * 9 + 8 * 9 + 5 * 8 + 8 * 4 <= summary.parameters <= 8 * 3 * 9 + 8 * 9 + 5 * 8 + 8 * 4 + 40
+    assert summary.operators["DEPTHWISE_CONV_2D"] == 1
+    assert summary.size_bytes == path.stat().st_size
+    assert summary.provenance["signatures"] == ["serving_default"]
+    assert "min_runtime_version" in summary.provenance
+
+
+def test_inspect_reads_a_file_with_operators_that_are_not_here(custom: Path) -> None:
+    summary = reader.inspect(ModelRef(str(custom)), None)
+    assert summary.operators["my-accelerator-op"] == 1
+
+
+def test_inspect_refuses_what_is_not_a_tflite_file(built: SimpleNamespace, tmp_path: Path) -> None:
+    whole = (built.root / "fp32" / "model.tflite").read_bytes()
+    for content in (b"", b"not a model at all", whole[:200], whole[:4] + b"TFL3" + b"\xff" * 60):
+        (tmp_path / "x.tflite").write_bytes(content)
+        with pytest.raises(InputError, match=r"x\.tflite"):
+            reader.inspect(ModelRef(str(tmp_path / "x.tflite")), None)
