@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgeopt import __version__
 from edgeopt.cli import cache, convert, doctor, inspect, print_json, recipes, targets
-from edgeopt.errors import EdgeoptError
+from edgeopt.errors import EdgeoptError, InputError, Interrupted
 from edgeopt.text import plain
 
 if TYPE_CHECKING:
@@ -45,9 +48,9 @@ def _options(
     """Makes trained neural networks small and fast enough for edge devices, and proves it."""
 
 
-app.command()(convert.convert)
-app.command()(inspect.inspect)
-app.command()(doctor.doctor)
+app.command(short_help="Find the best artifact of a model.")(convert.convert)
+app.command(short_help="Tell what a model is.")(inspect.inspect)
+app.command(short_help="Tell what is usable on this machine.")(doctor.doctor)
 app.add_typer(cache.app, name="cache")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(targets.app, name="targets")
@@ -58,18 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, prog_name="edgeopt", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except EdgeoptError as error:
         return _fail(error, as_json="--json" in arguments)
     except KeyboardInterrupt:
-        sys.stderr.write("Interrupted. The same command goes on from the steps that are finished.\n")
-        return 130
+        return _interrupted()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if (code := _usage_error(error)) is not None:
+        if (usage := _usage_error(error, arguments)) is not None:
+            return _fail(usage, as_json="--json" in arguments)
+        if (code := _exit_code(error)) is not None:
             return code
         return _bug(arguments)
 
@@ -80,23 +84,46 @@ def _terminated(signum: int, frame: FrameType | None) -> None:
 
 def _fail(error: EdgeoptError, *, as_json: bool) -> int:
     lines = [plain(line) for line in error.lines()]
+    with contextlib.suppress(OSError):  # the current folder may be gone
+        here = f"{Path.cwd()}/"
+        lines = [line.replace(here, "") for line in lines]  # what lies below is told as the user would write it
     sys.stderr.write("\n".join(["Error: " + lines[0], *lines[1:]]) + "\n")
     if as_json:
         print_json({"error": {**error.to_json(), "exit_code": error.exit_code}})
     return error.exit_code
 
 
-def _usage_error(error: Exception) -> int | None:
-    """What typer itself has to say: an unknown option, a missing argument, --help, Abort."""
+def _usage_error(error: Exception, arguments: Sequence[str]) -> InputError | None:
+    """What typer itself finds wrong with the command line: an unknown verb or option, a missing argument."""
+    tell: Any = getattr(error, "format_message", None)
+    if not callable(tell) or type(error).__name__ == "NoArgsIsHelpError":
+        return None
+    command = getattr(getattr(error, "ctx", None), "command_path", f"edgeopt {arguments[0]}")
+    near = difflib.get_close_matches(
+        getattr(error, "option_name", None) or "", getattr(error, "possibilities", None) or (), n=1
+    )
+    remedy = f"Did you mean {near[0]}? " if near else ""
+    told = str(tell()).partition(" (Possible options")[0].rstrip(".")
+    return InputError(
+        told[:1].lower() + told[1:],
+        remedy=f"{remedy}{command} -h tells what may be written here.",
+    )
+
+
+def _exit_code(error: Exception) -> int | None:
+    """The code of an exception by which typer ends a command: --help, a group without a verb, Abort."""
+    if type(error).__name__ == "Abort":
+        return _interrupted()
     show: Any = getattr(error, "show", None)
     if callable(show):
         show()
-        return 2
-    if type(error).__name__ == "Abort":
-        sys.stderr.write("Interrupted.\n")
-        return 130
     code = getattr(error, "exit_code", None)
     return code if isinstance(code, int) else None
+
+
+def _interrupted() -> int:
+    sys.stderr.write("Interrupted. The same command goes on from the steps that are finished.\n")
+    return Interrupted.exit_code
 
 
 def _bug(arguments: Sequence[str]) -> int:
@@ -105,11 +132,8 @@ def _bug(arguments: Sequence[str]) -> int:
     with tempfile.NamedTemporaryFile("w", prefix="edgeopt-bug-", suffix=".log", delete=False) as log:
         log.write(f"edgeopt {__version__}\nedgeopt {' '.join(arguments)}\nPython {sys.version}\n\n")
         traceback.print_exc(file=log)
-    sys.stderr.write(
-        f"Error: this is a bug of edgeopt: {traceback.format_exc().splitlines()[-1]}\n"
-        f"Please report it with {log.name}\n"
-    )
-    return 1
+    told = f"this is a bug of edgeopt: {traceback.format_exc().splitlines()[-1]}"
+    return _fail(EdgeoptError(told, remedy=f"Please report it with {log.name}"), as_json="--json" in arguments)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,6 @@ class Quantity:
     example: str = ""
 
 
-def _count(text: object) -> float:
-    if not str(text).isdigit():
-        raise ValueError(f"{text!r} is not a count: write it like '0'")
-    return int(str(text))
-
-
 def _points(value: float) -> str:
     return f"{value * 100:.2f} points"
 
@@ -51,9 +45,8 @@ LATENCY_CLASSES_NS: Dict[str, int] = {
 
 
 def _latency(text: object) -> float:
-    if text in LATENCY_CLASSES_NS:
-        return LATENCY_CLASSES_NS[str(text)]
-    return units.parse_time(text)
+    name = str(text)
+    return LATENCY_CLASSES_NS[name] if name in LATENCY_CLASSES_NS else units.parse_time(text)
 
 
 QUANTITIES: Dict[str, Quantity] = {
@@ -182,7 +175,9 @@ def choose(candidates: Sequence[Scored], budget: Budget, compare: Compare) -> Ch
             inside.append(candidate)
     if not inside:
         nearest = min(outside)[1] if outside else None
-        return Choice(None, (), rejected, (), "no candidate is inside the budgets", nearest)
+        failed = all(candidate.error is not None for candidate in candidates)
+        why = "every candidate failed" if failed else "no candidate is inside the budgets"
+        return Choice(None, (), rejected, (), why, nearest)
     ranked = _ranked(inside, budget.prefer[0])
     best = ranked[0]
     if best.values.get(budget.prefer[0]) is None:
@@ -219,16 +214,12 @@ def _why(winner: Scored, ties: Sequence[Scored], inside: Sequence[Scored], budge
     scope = f"{len(inside)} candidate{'s' if len(inside) > 1 else ''} inside the budgets"
     if len(ties) == 1:
         return f"best {first} ({told}) of {scope}"
-    others = ", ".join(candidate.id for candidate in ties if candidate is not winner)
-    breaker = next(
-        (
-            quantity
-            for quantity in (*budget.prefer[1:], "size")
-            if any(winner.values.get(quantity) != other.values.get(quantity) for other in ties)
-        ),
-        "fewer steps",
-    )
-    return f"{first} {told} ties with {others}, decided by {breaker}; {scope}"
+    others = [candidate for candidate in ties if candidate is not winner]
+    next_best = min(others, key=lambda candidate: _tie_break(candidate, budget.prefer[1:]))
+    pairs = zip(_tie_break(winner, budget.prefer[1:]), _tie_break(next_best, budget.prefer[1:]))
+    names = (*budget.prefer[1:], "size", "fewer steps", "name")
+    breaker = next(name for name, (mine, its) in zip(names, pairs) if mine != its)
+    return f"{first} {told} ties with {', '.join(c.id for c in others)}, decided by {breaker}; {scope}"
 
 
 def _percent(fraction: float) -> str:

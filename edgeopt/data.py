@@ -8,6 +8,7 @@ imported.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -23,7 +24,16 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 VERSION = 1
+PREPROCESS = "preprocess"  # the `where` of errors in it: workers do not know where the recipe says it
 _LABEL_NAMES = (LABELS, "label", "y")
+_DAMAGE = (
+    ValueError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    RuntimeError,
+)  # of zipfile and numpy
 
 
 def prepare(args: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
@@ -36,12 +46,13 @@ def prepare(args: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     arrays, sources = _read(location)
     labels = next((arrays.pop(name) for name in _LABEL_NAMES if name in arrays and len(arrays) > 1), None)
     count = _check_counts(arrays, labels, location)
+    chosen = None
     if args["samples"] is not None and args["samples"] < count:
         chosen = _draw(count, args["samples"], args["seed"])
         arrays = {name: array[chosen] for name, array in arrays.items()}
         labels = labels[chosen] if labels is not None else None
     for name, array in arrays.items():
-        _check_numbers(name, array, location)
+        _check_numbers(name, array, chosen, location)
     if labels is not None:
         labels = _check_labels(labels, location)
     preprocess = Preprocess.from_json(args["preprocess"])
@@ -61,9 +72,13 @@ def _read(location: str) -> tuple[dict[str, Array], list[Path]]:
     _, colon, function = location.rpartition(":")
     if colon and function.isidentifier() and not Path(location).exists():
         made, sources = load_function(location, what="data function").call()
-        if not isinstance(made, dict) or not all(isinstance(value, np.ndarray) for value in made.values()):
+        wrong = "" if isinstance(made, dict) else type(made).__name__
+        for name, value in made.items() if isinstance(made, dict) else ():
+            if not isinstance(name, str) or not name or not isinstance(value, np.ndarray):
+                wrong = f"a dict with {type(value).__name__} under {name!r}"
+        if wrong:
             raise InputError(
-                f"{location} returned {type(made).__name__}, not a dict of numpy arrays",
+                f"{location} returned {wrong}, not a dict of numpy arrays by name",
                 remedy='Return {"<input name>": array, ...}, samples along the first axis; "labels" if there are any.',
             )
         return made, sources
@@ -71,49 +86,70 @@ def _read(location: str) -> tuple[dict[str, Array], list[Path]]:
     try:
         with open(path, "rb") as stream:
             start = stream.read(8)
-        if start.startswith(b"PK"):
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}, []
+            if start.startswith(b"PK"):
+                stream.seek(0)
+                with np.load(stream, allow_pickle=False) as archive:
+                    arrays = {name: archive[name] for name in archive.files}
+                for name, value in arrays.items():
+                    if not isinstance(value, np.ndarray):
+                        raise InputError(f"{location}: {name} in it is no array", remedy="Save it with numpy.savez.")
+                return arrays, []
         if start.startswith(b"\x93NUMPY"):
             return {"input": np.load(path, allow_pickle=False, mmap_mode="r")}, []
     except OSError as error:
         raise InputError(f"{location}: {error.strerror or error}") from None
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+    except _DAMAGE as error:
+        told = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{location}: {str(error).splitlines()[0]}",
-            remedy="Save plain arrays with numpy.savez (no Python objects).",
+            f"{location}: {'holds Python objects, which could run anything' if 'pickle' in told else told}",
+            remedy="Save plain arrays of numbers with numpy.savez.",
         ) from None
     raise InputError(f"{location}: neither a .npz nor a .npy file", remedy="Save the samples with numpy.savez.")
 
 
 def _check_counts(arrays: Mapping[str, Array], labels: Array | None, location: str) -> int:
     if not arrays:
-        raise InputError(f"{location} holds no arrays of inputs")
+        raise InputError(
+            f"{location} holds no arrays of inputs",
+            remedy="Save one array for each input: numpy.savez(file, image=..., labels=...).",
+        )
     for name, array in arrays.items():
         if array.ndim == 0:
-            raise InputError(f"{location}: {name} is a single number, samples go along the first axis")
+            raise InputError(
+                f"{location}: {name} is a single number, samples go along the first axis",
+                remedy="Save arrays of samples alone in this file.",
+            )
     counts = {name: len(array) for name, array in arrays.items()}
     if labels is not None:
         counts[LABELS] = len(labels) if labels.ndim else 1
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise InputError(f"{location}: arrays of unlike numbers of samples: {told}")
+        raise InputError(
+            f"{location}: arrays of unlike numbers of samples: {told}",
+            remedy="Save as many of each, the samples along the first axis.",
+        )
     count = next(iter(counts.values()))
     if count == 0:
-        raise InputError(f"{location}: there are no samples in it")
+        raise InputError(
+            f"{location}: there are no samples in it", remedy="Save at least one sample; 300 are a good number."
+        )
     return count
 
 
-def _check_numbers(name: str, array: Array, location: str) -> None:
+def _check_numbers(name: str, array: Array, chosen: Array | None, location: str) -> None:
     import numpy as np
 
     if array.dtype.kind not in "iufb":
-        raise InputError(f"{location}: {name} is of dtype {array.dtype}, not numbers")
+        raise InputError(
+            f"{location}: {name} is of dtype {array.dtype}, not numbers",
+            remedy="Save the model's inputs alone, as float32 or whole numbers.",
+        )
     if array.dtype.kind == "f":
         for start in range(0, len(array), 256):
             good = np.isfinite(array[start : start + 256])
             if not good.all():
                 sample = start + int(np.argwhere(~good)[0][0])
+                sample = sample if chosen is None else int(chosen[sample])
                 raise InputError(
                     f"{location}: {name} has NaN or infinity in sample {sample}",
                     remedy="Mend or leave out that sample: ranges calibrated on it would be meaningless.",
@@ -131,7 +167,10 @@ def _check_labels(labels: Array, location: str) -> Array:
             remedy="Give class indices: labels.argmax(1) for one-hot rows.",
         )
     if labels.min() < 0:
-        raise InputError(f"{location}: a label is {labels.min()}, class indices start at 0")
+        raise InputError(
+            f"{location}: a label is {labels.min()}, class indices start at 0",
+            remedy="Leave out the samples without a class, or count the classes from 0.",
+        )
     return labels.astype(np.int64)
 
 
@@ -139,14 +178,17 @@ def _check_preprocess(preprocess: Preprocess, arrays: Mapping[str, Array], locat
     for name, array in arrays.items():
         if preprocess.transpose and len(preprocess.transpose) != array.ndim - 1:
             raise InputError(
-                f"preprocess: transpose has {len(preprocess.transpose)} axes, "
-                f"a sample of {name} in {location} has {array.ndim - 1}"
+                f"transpose has {len(preprocess.transpose)} axes, a sample of {name} has {array.ndim - 1}: {location}",
+                where=PREPROCESS,
+                remedy=f"Name each of its axes once: {list(range(array.ndim - 1))} in another order.",
             )
         shape = [array.shape[1:][axis] for axis in preprocess.transpose] or list(array.shape[1:])
         for key, numbers in (("mean", preprocess.mean), ("std", preprocess.std)):
             if len(numbers) > 1 and (not shape or shape[0] != len(numbers)):
                 raise InputError(
-                    f"preprocess: {key} has {len(numbers)} numbers, a sample of {name} is of shape {shape}"
+                    f"{key} has {len(numbers)} numbers, a sample of {name} is of shape {shape}: {location}",
+                    where=PREPROCESS,
+                    remedy="Give one number, or one for each channel: a sample's first axis, after any transpose.",
                 )
 
 
@@ -181,5 +223,5 @@ def peek(location: str) -> dict[str, tuple[list[int], str]] | None:
                     with archive.open(member) as stream:
                         found[member.removesuffix(".npy")] = header(stream)
         return found
-    except (ValueError, zipfile.BadZipFile, EOFError):
+    except _DAMAGE:
         return None

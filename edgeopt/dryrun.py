@@ -98,11 +98,12 @@ def _steps(
     entry = pipeline.find_import(made.recipe, digests.get(example) if example else None, store) if known else None
     artifacts: dict[str, Artifact] = {IMPORT: pipeline.built(entry).artifact} if entry else {}
     source = artifacts.get(IMPORT)
+    made_of = pipeline.source_of(entry) if entry else {}
     steps = [{"id": IMPORT, "parent": None, "label": "import", "cached": entry is not None, "seconds": _seconds(entry)}]
     for step in made.steps:
         found = None
         if step.parent in artifacts and all(role in digests for role in step.roles):
-            found = pipeline.find_step(step, artifacts[step.parent], digests, target, store)
+            found = pipeline.find_step(step, artifacts[step.parent], digests, target, store, made_of)
         if found:
             artifacts[step.id] = pipeline.built(found).artifact
         steps.append(
@@ -149,9 +150,9 @@ def print_plan(found: Mapping[str, Any], console: Console) -> None:
     console.print(root)
     for source in found["data"]:
         arrays = ", ".join(f"{name} {dtype}{shape}" for name, (shape, dtype) in (source["arrays"] or {}).items())
-        count = f"{source['samples']} samples" if source["samples"] else "all samples"
+        samples = f"{source['samples']} samples" if source["samples"] else "all samples"
         console.print(
-            Text(f"data {source['role']}: {count}, {arrays or 'shapes known once it is made'}"), soft_wrap=True
+            Text(f"data {source['role']}: {samples}, {arrays or 'shapes known once it is made'}"), soft_wrap=True
         )
     for name, reason in found["left_out"].items():
         console.print(Text(f"left out: {name}: {reason}"), style="dim", soft_wrap=True)

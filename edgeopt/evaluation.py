@@ -17,14 +17,13 @@ from edgeopt.bench import quality, session
 from edgeopt.devices import Device
 from edgeopt.errors import EdgeoptError, InputError
 from edgeopt.measurement import Block, Disturbance, Drop, Machine, Measurement, Ratio, compare, paired_drop
-from edgeopt.pipeline import MEMORY_SHARE, Built, Prepared, Workers, total_memory_bytes
+from edgeopt.pipeline import Built, Prepared, Workers, placed
 from edgeopt.plan import Candidate, Plan
 from edgeopt.recipe import MeasureOptions
 from edgeopt.results import Quality
 from edgeopt.schedule import Done, Job, Observer
 from edgeopt.store import Entry, Made, Store
 from edgeopt.target import Target
-from edgeopt.worker import Limits
 
 QUALITY_VERSION = 1
 SESSION_VERSION = 1
@@ -96,9 +95,10 @@ def _quality_job(
                 "out": str(out),
                 "reference": str(reference.files) if reference else None,
             }
-            return Made(device.quality(args, lambda job, a: workers.call(job_id, job, a, python=target.python)))
+            with placed({None: plan.data["validation"].location}):
+                return Made(device.quality(args, lambda job, a: workers.call(job_id, job, a, python=target.python)))
 
-        entry, reused = store.build(inputs, make)
+        entry, reused = store.build(inputs, make, stopping=workers.stopping)
         return Done(entry, reused)
 
     hopes = (baseline,) if job_id != baseline else ()
@@ -180,7 +180,6 @@ def measure(
     if not again and (entry := store.find(inputs)) is not None:
         observer.finished(MEASURE, reused=True, seconds=0.0)
         return session_from_json(json.loads((entry.files / SESSION_FILE).read_text()), workers), True
-    limits = Limits(seconds=plan.recipe.step_seconds, memory_bytes=int(total_memory_bytes() * MEMORY_SHARE))
     candidates = [
         session.Candidate(
             id=name,
@@ -193,7 +192,7 @@ def measure(
             threads=target.threads,
             size_bytes=built.artifact.size_bytes,
             python=target.python,
-            limits=limits,
+            limits=workers.limits,
         )
         for name, built in ready.items()
     ]

@@ -64,6 +64,7 @@ def explain(recipe: Recipe) -> list[dict[str, Any]]:
         if entry:
             digests[role] = pipeline.prepared(entry).digest
     artifacts: dict[str, Artifact] = {}
+    made_of: dict[str, Any] = {}
     example = pipeline.example_role(made)
     if example is None or example in digests:
         digest = digests.get(example) if example else None
@@ -71,6 +72,7 @@ def explain(recipe: Recipe) -> list[dict[str, Any]]:
         found.append(_judged(IMPORT, pipeline.import_inputs(recipe, digest), entry, store))
         if entry:
             artifacts[IMPORT] = pipeline.built(entry).artifact
+            made_of = pipeline.source_of(entry)
     else:
         found.append(_waiting(IMPORT, f"data:{example}"))
     for step in made.steps:
@@ -78,7 +80,7 @@ def explain(recipe: Recipe) -> list[dict[str, Any]]:
         if step.parent not in artifacts or absent:
             found.append(_waiting(step.id, absent or step.parent))
             continue
-        inputs = plan.step_inputs(step, artifacts[step.parent], {r: digests[r] for r in step.roles}, target)
+        inputs = plan.step_inputs(step, artifacts[step.parent], {r: digests[r] for r in step.roles}, target, made_of)
         entry = store.find(inputs)
         found.append(_judged(step.id, inputs, entry, store))
         if entry:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt import backends, bundle, formats, worker
 from edgeopt.errors import InputError, MissingDependency
+from edgeopt.nearby import nearby
 from edgeopt.recipe import locate
 from edgeopt.units import format_count, format_size
 
@@ -27,7 +28,7 @@ def inspect(model: str, *, weights: str | None, data: str | None, base: Path) ->
     kind = formats.format_of(location)
     file = Path(location if kind != "torch" else location.rpartition(":")[0])
     if not file.exists() and (file.suffix or kind != "torch"):
-        raise InputError(f"{model}: no such file")
+        raise InputError(f"{model}: no such file", remedy=nearby(file))
     for tool in formats.find(kind).tools():
         if backends.version(tool) is None:
             raise MissingDependency(f"a {kind} model is read with {tool}", remedy=f"Install it: pip install {tool}")
@@ -90,5 +91,6 @@ def print_summary(found: Mapping[str, Any], console: Console) -> None:
     more = len(operators) - OPERATORS_SHOWN
     row("operators", told + (f", and {more} more kinds" if more > 0 else ""))
     for key, value in found["provenance"].items():
-        row(str(key).replace("_", " "), value)
+        pairs = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        row(str(key).replace("_", " "), pairs)
     console.print(table)

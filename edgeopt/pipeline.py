@@ -6,9 +6,10 @@ Steps are jobs of `schedule`, so that two run side by side on two cores. This mo
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 from edgeopt import backends, formats, plan, stages, worker
 from edgeopt.artifact import Artifact, MadeBy, TensorSpec, canonical_json, list_files, sha256_of_file
 from edgeopt.data import VERSION as DATA_VERSION
-from edgeopt.errors import EdgeoptError, InputError, Interrupted, MissingDependency
+from edgeopt.errors import EdgeoptError, InputError, Interrupted, MissingDependency, WorkerCrashed
+from edgeopt.formats import canonical
+from edgeopt.nearby import nearby
 from edgeopt.plan import IMPORT, Plan, PlanStep
 from edgeopt.recipe import DataSource, Recipe
 from edgeopt.schedule import Done, Job, Observer
@@ -51,7 +54,7 @@ class Workers:
     """Starts workers with the run's limits, and can stop all of them at once."""
 
     store: Store
-    step_seconds: float
+    limits: worker.Limits
     observer: Observer
     _live: set[worker.Worker] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -59,11 +62,10 @@ class Workers:
 
     def call(self, job: str, function: str, args: Mapping[str, Any], *, python: str | None = None) -> dict[str, Any]:
         """Run "module:function" in a worker, its log under the store's logs, its progress to the observer."""
-        limits = worker.Limits(self.step_seconds, int(total_memory_bytes() * MEMORY_SHARE))
         with self._lock:
             if self._stopped:
                 raise Interrupted("stopped")
-            process = worker.Worker(function, args, log=self.log_of(job), limits=limits, python=python)
+            process = self._start(function, args, self.log_of(job), python)
             self._live.add(process)
         try:
             with process:
@@ -75,6 +77,14 @@ class Workers:
         finally:
             with self._lock:
                 self._live.discard(process)
+
+    def _start(self, function: str, args: Mapping[str, Any], log: Path, python: str | None) -> worker.Worker:
+        try:
+            return worker.Worker(function, args, log=log, limits=self.limits, python=python)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # the store tells of a full disk
+            raise WorkerCrashed(f"the worker process could not be started: {error}") from error
 
     def log_of(self, job: str) -> Path:
         name = "".join(c if c.isalnum() or c in "-.=" else "_" for c in job)
@@ -90,7 +100,13 @@ class Workers:
             self._stopped = True
             live = list(self._live)
         for process in live:
-            process.stop()
+            process.kill()
+
+
+def limits_of(recipe: Recipe) -> worker.Limits:
+    """What one worker may take: seconds and memory as the recipe says, else four fifths of the machine's memory."""
+    memory = recipe.step_memory_bytes or int(total_memory_bytes() * MEMORY_SHARE)
+    return worker.Limits(recipe.step_seconds, memory)
 
 
 def build_jobs(made: Plan, store: Store, workers: Workers, target: Target) -> list[Job]:
@@ -101,7 +117,7 @@ def build_jobs(made: Plan, store: Store, workers: Workers, target: Target) -> li
         Job(
             IMPORT,
             (f"data:{example}",) if example else (),
-            lambda values: _import(made.recipe, values.get(f"data:{example}"), store, workers),
+            lambda values: _import(made, values.get(f"data:{example}"), store, workers),
             fatal=True,
         )
     )
@@ -116,29 +132,40 @@ def example_role(made: Plan) -> str | None:
 
 def find_data(source: DataSource, recipe: Recipe, store: Store) -> Entry | None:
     """Prepared samples that are in the store already."""
-    return store.find_recalled(data_inputs(source, recipe))
+    return store.find_recalled(data_inputs(source, recipe), _place(source.location))
 
 
 def find_import(recipe: Recipe, sample_digest: str | None, store: Store) -> Entry | None:
     """The imported model that is in the store already."""
-    return store.find_recalled(import_inputs(recipe, sample_digest))
+    return store.find_recalled(import_inputs(recipe, sample_digest), _place(recipe.model))
 
 
 def find_step(
-    step: PlanStep, parent: Artifact, digests: Mapping[str, str], target: Target, store: Store
+    step: PlanStep,
+    parent: Artifact,
+    digests: Mapping[str, str],
+    target: Target,
+    store: Store,
+    source: Mapping[str, Any],
 ) -> Entry | None:
-    """A built step that is in the store already."""
-    return store.find(plan.step_inputs(step, parent, {role: digests[role] for role in step.roles}, target))
+    """A built step that is in the store already. `source` is that of `source_of`."""
+    return store.find(plan.step_inputs(step, parent, {role: digests[role] for role in step.roles}, target, source))
+
+
+def source_of(imported: Entry) -> dict[str, Any]:
+    """What an imported model was made of, the samples that showed its shapes left out: code and weights."""
+    return {key: imported.inputs.get(key) for key in ("choice", "model", "function", "weights", "sources")}
 
 
 def data_inputs(source: DataSource, recipe: Recipe) -> dict[str, Any]:
     """What decides prepared samples. Raises InputError where the file is missing."""
+    place = next((recipe.places.get(role) for role, s in recipe.data.items() if s.location == source.location), None)
     location, function = _split_function(source.location)
     return {
         "stage": "data",
         "choice": "",
         "version": DATA_VERSION,
-        "location": _content(location, "data file"),
+        "location": _content(location, "data file", place),
         "function": function,
         "samples": source.samples,
         "seed": source.seed,
@@ -153,9 +180,9 @@ def import_inputs(recipe: Recipe, sample_digest: str | None) -> dict[str, Any]:
         "stage": IMPORT,
         "choice": formats.format_of(recipe.model),
         "version": import_model.VERSION,
-        "model": _content(location, "model"),
+        "model": _content(location, "model", recipe.places.get("model")),
         "function": function,
-        "weights": _content(recipe.weights, "weights file") if recipe.weights else None,
+        "weights": _content(recipe.weights, "weights file", recipe.places.get("weights")) if recipe.weights else None,
         "samples": sample_digest,
         "tools": {tool: backends.version(tool) for tool in import_model.tools(recipe.model)},
     }
@@ -180,6 +207,19 @@ def digest_of_files(folder: Path) -> str:
 
     content = [(entry.path, entry.sha256) for entry in list_files(folder)]
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def placed(places: Mapping[str | None, str | None]) -> Iterator[None]:
+    """Gives an InputError the place that the user knows, instead of the word that a worker has for it.
+
+    Workers see folders of samples, not the files that these were read from.
+    """
+    try:
+        yield
+    except InputError as error:
+        error.where = places.get(error.where) or error.where
+        raise
 
 
 def built(entry: Entry) -> Built:
@@ -211,17 +251,20 @@ def _data_job(role: str, source: DataSource, recipe: Recipe, store: Store, worke
                 "preprocess": recipe.preprocess.to_json(),
                 "out": str(out),
             }
-            result = workers.call(job, "edgeopt.data:prepare", args)
-            late = _remember(store, inputs, result.pop("sources"))
+            with placed({"preprocess": recipe.places.get("preprocess")}):
+                result = workers.call(job, "edgeopt.data:prepare", args)
+            late = _remember(store, inputs, result.pop("sources"), source.location)
             return Made({**result, "digest": digest_of_files(out)}, late)
 
-        entry, reused = store.build(inputs, make)
+        entry, reused = store.build(inputs, make, place=_place(source.location), stopping=workers.stopping)
         return Done(prepared(entry), reused)
 
     return Job(job, (), run, fatal=True)
 
 
-def _import(recipe: Recipe, example: Prepared | None, store: Store, workers: Workers) -> Done:
+def _import(made_plan: Plan, example: Prepared | None, store: Store, workers: Workers) -> Done:
+    recipe, role = made_plan.recipe, example_role(made_plan)
+    shown = made_plan.data[role].location if role else None
     inputs = import_inputs(recipe, example.digest if example else None)
 
     def make(out: Path) -> Made:
@@ -231,12 +274,14 @@ def _import(recipe: Recipe, example: Prepared | None, store: Store, workers: Wor
             "samples": str(example.folder) if example else None,
             "out": str(out),
         }
-        result = workers.call(IMPORT, "edgeopt.stages.import_model:run", args)
+        with placed({canonical.SAMPLES: shown}):
+            result = workers.call(IMPORT, "edgeopt.stages.import_model:run", args)
         made_by = MadeBy(IMPORT, import_model.VERSION, {"model": recipe.model.rpartition("/")[2]}, inputs["tools"])
         artifact = _artifact(result["produced"], out, None, made_by, None)
-        return Made({"artifact": artifact.to_json()}, _remember(store, inputs, result["sources"]))
+        late = _remember(store, inputs, result["sources"], recipe.model)
+        return Made({"artifact": artifact.to_json()}, late)
 
-    entry, reused = store.build(inputs, make)
+    entry, reused = store.build(inputs, make, place=_place(recipe.model), stopping=workers.stopping)
     return Done(built(entry), reused)
 
 
@@ -248,7 +293,8 @@ def _step_job(step: PlanStep, made: Plan, store: Store, workers: Workers, target
     def run(values: Mapping[str, Any]) -> Done:
         parent: Built = values[step.parent]
         samples: dict[str, Prepared] = {role: values[f"data:{role}"] for role in step.roles}
-        inputs = plan.step_inputs(step, parent.artifact, {r: p.digest for r, p in samples.items()}, target)
+        source = source_of(values[IMPORT].entry)
+        inputs = plan.step_inputs(step, parent.artifact, {r: p.digest for r, p in samples.items()}, target, source)
 
         def make(out: Path) -> Made:
             args = {
@@ -264,13 +310,15 @@ def _step_job(step: PlanStep, made: Plan, store: Store, workers: Workers, target
                 "samples": {role: str(p.folder) for role, p in samples.items()},
                 "target": target.to_json(),
                 "out": str(out),
+                "model": made.recipe.model,
+                "weights": made.recipe.weights,
             }
             result = workers.call(step.id, "edgeopt.pipeline:run_stage", args)
             made_by = MadeBy(step.stage, inputs["version"], {step.choice: inputs["options"]}, inputs["tools"])
             artifact = _artifact(result, out, parent.artifact, made_by, target)
             return Made({"artifact": artifact.to_json()})
 
-        entry, reused = store.build(inputs, make)
+        entry, reused = store.build(inputs, make, stopping=workers.stopping)
         return Done(built(entry), reused)
 
     return Job(step.id, needs, run)
@@ -289,6 +337,8 @@ def run_stage(args: Mapping[str, Any], channel: worker.Channel) -> dict[str, Any
         target=Target.from_json(args["target"]),
         out=Path(args["out"]),
         progress=channel.progress,
+        model=args["model"],
+        weights=args["weights"],
     )
     return produced_to_json(stage.run(job))
 
@@ -325,12 +375,18 @@ def _artifact(
     )
 
 
-def _remember(store: Store, inputs: Mapping[str, Any], sources: Sequence[str]) -> dict[str, Any] | None:
+def _remember(store: Store, inputs: Mapping[str, Any], sources: Sequence[str], location: str) -> dict[str, Any] | None:
     """Source files that the work was found to depend on, as late inputs of the store's entry."""
     if not sources:
         return None
-    store.remember(inputs, {"sources": list(sources)})
+    store.remember(inputs, {"sources": list(sources)}, _place(location))
     return source_digests(sources)
+
+
+def _place(location: str) -> str:
+    """Where source files are looked for: beside the file, on PYTHONPATH, and for a "package.module" here."""
+    here = "" if Path(location).is_absolute() else str(Path.cwd())
+    return os.pathsep.join([location, os.environ.get("PYTHONPATH", ""), here])
 
 
 def _split_function(location: str) -> tuple[str, str | None]:
@@ -341,28 +397,20 @@ def _split_function(location: str) -> tuple[str, str | None]:
     return location, None
 
 
-def _content(location: str, what: str) -> str:
-    """What stands for a file in a key: its digest. A "package.module" stands for itself: its sources come later."""
+def _content(location: str, what: str, place: str | None) -> str:
+    """What stands for a file in a key: its digest. A "package.module" stands for itself: its sources come later.
+
+    `place` is where the recipe names it.
+    """
     path = Path(location)
     if not path.suffix and not path.is_absolute():
         return location
     if not path.exists():
-        raise InputError(f"{location}: no such {what}", remedy=_nearby(path))
+        hint = "Paths in a recipe are relative to its own folder." if place and ":" in place else None
+        raise InputError(f"{location}: no such {what}", where=place, remedy=nearby(path, hint))
     if path.is_dir():
         return digest_of_files(path)
     try:
         return sha256_of_file(path)
     except OSError as error:
-        raise InputError(f"{location}: {error.strerror}") from None
-
-
-def _nearby(path: Path) -> str | None:
-    """A hint at a file of nearly that name, or at the folder that is missing."""
-    import difflib
-
-    with contextlib.suppress(OSError):
-        if not path.parent.is_dir():
-            return f"The folder {path.parent} is not there either."
-        near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
-        return f"Did you mean {near[0]}?" if near else "A recipe's paths are relative to its own folder."
-    return None
+        raise InputError(f"{location}: {error.strerror}", where=place) from None

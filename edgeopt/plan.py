@@ -6,7 +6,7 @@ Every leaf is a candidate, and so is the untouched model on each backend. Altern
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,7 +111,10 @@ def make(recipe: Recipe) -> Plan:
         if step is None:
             continue
         labels = {s.stage: s.label for s in _path(steps, parent)} | {"compile": alternative.label()}
-        candidate = Candidate("-".join(labels.values()), step.id, alternative.choice, labels, is_untouched)
+        name = "-".join(labels.values())
+        if name in candidates and candidates[name].step != step.id:
+            name = "-".join(f"{stage}={label}" for stage, label in labels.items())
+        candidate = Candidate(name, step.id, alternative.choice, labels, is_untouched)
         candidates.setdefault(candidate.id, candidate)
     if not candidates:
         raise InputError("the recipe has no candidate left", remedy="; ".join(left_out.values()) or None)
@@ -136,8 +139,17 @@ def without_missing_tools(plan: Plan) -> None:
             )
 
 
-def step_inputs(step: PlanStep, parent: Artifact, sample_digests: Mapping[str, str], target: Target) -> dict[str, Any]:
-    """Everything that decides what a step makes: the store's key is the digest of this."""
+def step_inputs(
+    step: PlanStep,
+    parent: Artifact,
+    sample_digests: Mapping[str, str],
+    target: Target,
+    source: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Everything that decides what a step makes: the store's key is the digest of this.
+
+    `source` is what the import was made of: stages that make the source's torch module again depend on it.
+    """
     stage = stages.find(step.stage)
     version = compilers.find(step.choice).VERSION if step.stage == "compile" else stage.VERSION
     return {
@@ -149,6 +161,7 @@ def step_inputs(step: PlanStep, parent: Artifact, sample_digests: Mapping[str, s
         "samples": dict(sample_digests),
         "tools": {tool: backends.version(tool) for tool in stage.tools(step.choice, step.options)},
         "target": {"arch": target.arch, "isa": list(target.isa), "precisions": list(target.precisions)},
+        **({"source": dict(source or {})} if stages.uses_module(step.stage) else {}),
     }
 
 
@@ -232,9 +245,12 @@ def _path(steps: Mapping[str, PlanStep], step_id: str) -> list[PlanStep]:
     return [*_path(steps, steps[step_id].parent), steps[step_id]]
 
 
-def _data(recipe: Recipe, steps: Any) -> dict[str, DataSource]:
+def _data(recipe: Recipe, steps: Iterable[PlanStep]) -> dict[str, DataSource]:
     """The data that will be read: what steps need, what validates, and an example for the import."""
-    needed = {role: step for step in steps for role in step.roles}
+    needed: dict[str, PlanStep] = {}
+    for step in steps:
+        for role in step.roles:
+            needed.setdefault(role, step)
     for role, step in needed.items():
         if role not in recipe.data:
             raise InputError(

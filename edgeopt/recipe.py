@@ -7,12 +7,14 @@ relative to the recipe's own folder. Reading a recipe imports no vendor library 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -27,6 +29,8 @@ from edgeopt.target import Target
 METRICS = ("top1", "top5", "agreement", "sqnr")
 ROLES = ("train", "calibration", "validation")
 CALIBRATION_SAMPLES = 300
+LEAST_STEP_MEMORY_BYTES = 100 << 20
+MOST_COMBINATIONS = 1000  # of the options of one alternative
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,26 @@ class Alternative:
     options: Options
 
     def label(self) -> str:
-        """The choice, with the options that differ from their defaults: "openvino-bf16"."""
-        changed = [
-            _label_of(value) for name, value in self.options if value != type(self.options).model_fields[name].default
-        ]
+        """The choice, with the options that differ from their defaults, "openvino-bf16": unlike for unlike options."""
+        fields = type(self.options).model_fields
+        defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+        changed = [self._told(name, value) for name, value in self.options if value != defaults[name]]
         return "-".join(filter(None, [self.choice, *changed]))
+
+    def _told(self, name: str, value: Any) -> str:
+        """A word that one option alone may have stands for itself; other values go by their name."""
+        text = str(value)
+        short = re.sub(r"[^A-Za-z0-9.]+", "", text)
+        owners = sum(value in get_args(f.annotation) for f in type(self.options).model_fields.values())
+        if isinstance(value, bool):
+            return name if value else f"no-{name}"
+        if isinstance(value, str) and short == text and owners == 1:
+            return text
+        return (
+            f"{name}-{short}"
+            if short == text
+            else f"{name}-{short[:20]}.{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+        )
 
 
 @dataclass(frozen=True)
@@ -77,7 +96,8 @@ class Recipe:
     """A recipe with every path absolute and every value checked that can be checked without opening the model.
 
     `backends_optional` is true where the recipe did not name its backends itself: those not installed are left out.
-    `document` is the recipe as read, for `run.json`.
+    `document` is the recipe as read, for `run.json`; `places` says where the model, the weights, the preprocessing and
+    each role of the data are written, "recipe.yaml:2" or "--data", as far as that is known.
     """
 
     name: str
@@ -91,8 +111,10 @@ class Recipe:
     budget: Budget
     measure: MeasureOptions = MeasureOptions()
     step_seconds: float = 1800.0
+    step_memory_bytes: int | None = None
     backends_optional: bool = False
     document: Mapping[str, Any] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
 
 
 def read(path: Path) -> Recipe:
@@ -116,7 +138,11 @@ class _Reader:
     def recipe(self, name: str, backends_optional: bool) -> Recipe:
         top = self.document.value
         if not isinstance(top, dict):
-            raise RecipeError([f"{self.document.name}: a recipe is a mapping with a model, data and steps"])
+            what = "this file is empty" if top is None else f"this is {_kind(top)}"
+            raise RecipeError(
+                [f"{self.document.name}: a recipe is a mapping with a model, data and steps; {what}"],
+                remedy="Begin like `model: model.onnx`; `edgeopt recipes show fashion-mnist` prints an example.",
+            )
         readers: dict[str, Callable[[Any, yaml.Place], Any]] = {
             "model": self._location,
             "weights": self._location,
@@ -128,10 +154,11 @@ class _Reader:
             "budget": self._limits,
             "prefer": self._prefer,
             "measure": self._measure,
-            "step time limit": lambda value, place: self._quantity(units.parse_time, value, place),
+            "step time limit": self._duration,
+            "step memory limit": self._memory,
         }
         found = {key: readers[key](top[key], (key,)) for key in self._known(top, readers, ())}
-        if "model" not in top:
+        if "model" not in top and not difflib.get_close_matches("model", top):
             self.problems.append(((), "a recipe needs a model: a file, or a torch factory such as model.py:build"))
         if self.problems:
             self._raise()
@@ -148,8 +175,14 @@ class _Reader:
             budget=Budget(found.get("budget") or (), found.get("prefer") or ("latency p50",)),
             measure=found.get("measure") or MeasureOptions(),
             step_seconds=seconds / 1e9 if seconds else Recipe.step_seconds,
+            step_memory_bytes=found.get("step memory limit"),
             backends_optional=backends_optional or all(s.stage != "compile" for s in found.get("steps") or ()),
             document=top,
+            places={
+                place[-1]: self.document.where(place)
+                for place in [(key,) for key in ("model", "weights", "preprocess")] + [("data", role) for role in ROLES]
+                if self.document.where(place) != self.document.name
+            },
         )
 
     def _raise(self) -> None:
@@ -189,6 +222,20 @@ class _Reader:
             self._wrong(place, f"{place[-1]}: {error}")
             return None
 
+    def _duration(self, value: Any, place: yaml.Place) -> int | None:
+        """A time above zero, in nanoseconds."""
+        found = self._quantity(units.parse_time, value, place)
+        if found == 0:
+            self._wrong(place, f"{place[-1]} is above zero")
+        return found or None
+
+    def _memory(self, value: Any, place: yaml.Place) -> int | None:
+        """A size in bytes, no smaller than what a worker needs to start."""
+        found: int | None = self._quantity(units.parse_size, value, place)
+        if found is not None and found < LEAST_STEP_MEMORY_BYTES:
+            self._wrong(place, f"{place[-1]} is at least {units.format_size(LEAST_STEP_MEMORY_BYTES)}")
+        return found
+
     def _location(self, value: Any, place: yaml.Place) -> str:
         """A path made absolute; a function "file.py:function" too; "package.module:function" as it is."""
         if not isinstance(value, str) or not value:
@@ -209,26 +256,41 @@ class _Reader:
         sources: dict[str, DataSource] = {}
         for role, source in named.items():
             where = (*place, role)
-            options: dict[str, Any]
-            options = {"from": source} if isinstance(source, str) else self._mapping(source, where, role)
+            options = {"from": source} if isinstance(source, str) else source
+            if not isinstance(options, dict):
+                self._wrong(where, f"{role} is a file, a function or a mapping, not {_kind(source)}")
+                continue
             known = dict.fromkeys(self._known(options, ("from", "samples", "seed"), where))
-            origin = options.get("from")
-            if origin is None:
+            if options.get("from") is None:
                 self._wrong(where, f"{role} needs `from`: a file, a function, or one of {', '.join(ROLES)}")
                 continue
-            other = named.get(origin) if origin != role else None
-            if other is not None:
-                origin = other if isinstance(other, str) else other.get("from") if isinstance(other, dict) else None
             for number in ("samples", "seed"):
                 least = 1 if number == "samples" else 0
                 if number in known and (not _is_integer(options[number]) or options[number] < least):
                     self._wrong((*where, number), f"{number} is a whole number of at least {least}")
-            sources[role] = DataSource(
-                self._location(origin, where), options.get("samples"), options.get("seed", DataSource.seed)
-            )
+            origin = self._origin(role, named, where)
+            if origin is not None:
+                location = self._location(origin, where)
+                sources[role] = DataSource(location, options.get("samples"), options.get("seed", DataSource.seed))
         if "calibration" not in sources and "train" in sources:
             sources["calibration"] = DataSource(sources["train"].location, CALIBRATION_SAMPLES)
         return sources
+
+    def _origin(self, role: str, named: Mapping[str, Any], place: yaml.Place) -> Any:
+        """What a role's data is taken from in the end: `from` may name another role. None where a mistake is told."""
+        passed = [role]
+        while True:
+            source = named[passed[-1]]
+            origin = source.get("from") if isinstance(source, dict) else source
+            if origin not in ROLES:
+                return origin if isinstance(origin, str) or passed == [role] else None
+            if origin not in named:
+                self._wrong(place, f"{role} is taken from {origin}, and there is no {origin} data")
+                return None
+            if origin in passed:
+                self._wrong(place, f"{role} is taken from itself: {' from '.join([*passed, origin])}")
+                return None
+            passed.append(origin)
 
     def _preprocess(self, value: Any, place: yaml.Place) -> Preprocess:
         value = self._mapping(value, place, "preprocess")
@@ -247,38 +309,49 @@ class _Reader:
 
     def _target(self, value: Any, place: yaml.Place) -> Target | None:
         try:
-            if isinstance(value, str) and value.endswith((".yaml", ".yml")):
-                return find_target(str((self.base / value).resolve()))
+            if isinstance(value, str) and ("/" in value or value.endswith((".yaml", ".yml"))):
+                return find_target(str(self.base / value))
             if isinstance(value, str):
                 return find_target(value)
             if isinstance(value, dict):
                 from edgeopt.catalog import target_from
 
                 return target_from(value, base=str(value.get("base", "host")), where=self.document.where(place))
+        except RecipeError as error:
+            for problem in error.problems:
+                self._wrong(place, problem)
+            return None
         except InputError as error:
-            self._wrong(place, f"{error.message}{'. ' + error.remedy if error.remedy else ''}")
+            there = f"{error.where}: " if error.where not in (None, self.document.where(place)) else ""
+            remedy = f". {error.remedy}" if error.remedy and not error.message.endswith("?") else ""
+            self._wrong(place, f"{there}{error.message}{remedy}")
             return None
         self._wrong(place, f"target is a name, a .yaml file or a mapping, not {_kind(value)}")
         return None
 
     def _limits(self, value: Any, place: yaml.Place) -> tuple[Limit, ...]:
         value = self._mapping(value, place, "budget")
-        limits = []
+        limits: list[Limit] = []
         for key, text in value.items():
             name = "latency p50" if key == "latency" else key
             if name not in QUANTITIES:
                 self._wrong((*place, key), unknown("budget", key, (*QUANTITIES, "latency")))
                 continue
             bound = self._quantity(QUANTITIES[name].parse, text, (*place, key))
-            if bound is not None:
+            if any(limit.quantity == name for limit in limits):
+                self._wrong((*place, key), f"{name} is limited twice")
+            elif bound is not None:
                 limits.append(Limit(name, bound))
         return tuple(limits)
 
     def _prefer(self, value: Any, place: yaml.Place) -> tuple[str, ...]:
         names = value if isinstance(value, list) else [value]
-        for name in names:
-            if name not in QUANTITIES:
-                self._wrong(place, unknown("quantity to prefer", name, QUANTITIES))
+        if not names:
+            self._wrong(place, f"prefer names at least one of {', '.join(QUANTITIES)}")
+        for index, name in enumerate(names):
+            if name not in tuple(QUANTITIES):
+                where = (*place, index) if isinstance(value, list) else place
+                self._wrong(where, unknown("quantity to prefer", name, QUANTITIES))
         return tuple(names)
 
     def _measure(self, value: Any, place: yaml.Place) -> MeasureOptions:
@@ -286,7 +359,7 @@ class _Reader:
         rounds, block = MeasureOptions.rounds, MeasureOptions.block_ns
         for key in self._known(value, ("rounds", "block"), place):
             if key == "block":
-                block = self._quantity(units.parse_time, value[key], (*place, key)) or block
+                block = self._duration(value[key], (*place, key)) or block
             elif not _is_integer(value[key]) or value[key] < 3:
                 self._wrong((*place, key), "rounds is a whole number of at least 3")
             else:
@@ -305,7 +378,9 @@ class _Reader:
                 continue
             ((name, alternatives),) = item.items()
             if name not in stages.STAGES and name not in _published("edgeopt.stages"):
-                self._wrong((*where, name), unknown("stage", name, stages.STAGES))
+                self._wrong(
+                    (*where, name), unknown("stage", name, (*stages.STAGES, *sorted(_published("edgeopt.stages"))))
+                )
                 continue
             if any(step.stage == name for step in steps):
                 self._wrong((*where, name), f"the stage {name} is there twice: list its alternatives in one step")
@@ -316,21 +391,24 @@ class _Reader:
 
     def _alternatives(self, stage: str, value: Any, place: yaml.Place) -> Iterator[Alternative]:
         choices = stages.find(stage).choices()
-        if isinstance(value, list) and not value:
+        if value is None or value == []:
             self._wrong(place, f"{stage} has no alternatives: name at least one of {', '.join(choices)}")
+            return
         for index, item in enumerate(value if isinstance(value, list) else [value]):
             where = (*place, index) if isinstance(value, list) else place
             if list(choices) == [""]:
                 yield from self._expanded("", item if isinstance(item, dict) else {"": item}, choices[""], where)
+            elif item == {}:
+                self._wrong(where, f"an alternative is one of {', '.join(choices)}, not an empty mapping")
             elif isinstance(item, dict):
                 for choice, options in item.items():
                     if choice not in choices:
                         self._wrong((*where, choice), unknown(f"alternative of {stage}", choice, choices))
                     else:
                         inner = (*where, choice)
-                        yield from self._expanded(choice, options or {}, choices[choice], inner)
-            elif item not in choices:
-                self._wrong(where, unknown(f"alternative of {stage}", "none" if item is None else item, choices))
+                        yield from self._expanded(choice, {} if options is None else options, choices[choice], inner)
+            elif item not in tuple(choices):
+                self._wrong(where, unknown(f"alternative of {stage}", item, choices))
             else:
                 yield from self._expanded(item, {}, choices[item], where)
 
@@ -343,6 +421,12 @@ class _Reader:
             [(key, item) for item in (value if isinstance(value, list) and not _takes_list(kind, key) else [value])]
             for key, value in options.items()
         ]
+        for key, value in options.items():
+            if value == [] and not _takes_list(kind, key):
+                self._wrong((*place, key), f"{key} is an empty list: nothing to try")
+        if math.prod(len(values) for values in many) > MOST_COMBINATIONS:
+            self._wrong(place, f"these options make more than {MOST_COMBINATIONS} combinations")
+            return
         for combination in itertools.product(*many):
             try:
                 yield Alternative(choice, kind(**dict(combination)))
@@ -354,19 +438,26 @@ class _Reader:
 def locate(text: str, base: Path) -> str:
     """An absolute path for a path or "file.py:function"; "package.module:function" and absolute paths as they are."""
     file, colon, function = text.rpartition(":")
-    if colon and function.isidentifier() and file:
-        if file.endswith(".py"):
-            return f"{(base / file).resolve()}:{function}"
-        if re.fullmatch(r"\w+(\.\w+)*", file):
-            return text
     if "\0" in text:
         raise InputError("a path cannot hold a null character")
-    return str((base / text).resolve())
+    if colon and function.isidentifier() and file:
+        if file.endswith(".py"):
+            return f"{_absolute(base / file)}:{function}"
+        if re.fullmatch(r"\w+(\.\w+)*", file):
+            return text
+    return str(_absolute(base / text))
+
+
+def _absolute(path: Path) -> Path:
+    """A link keeps its own name, which says the format: what it leads to may be called anything."""
+    return path.parent.resolve() / path.name
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> str:
     """ "unknown stage 'quantise', did you mean 'quantize'?" """
     names = [name for name in known if name]
+    if not names:
+        return f"unknown {what} {name!r}, there is none"
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(names)}"
     return f"unknown {what} {name!r}, {hint}"
@@ -389,10 +480,6 @@ def _published(group: str) -> set[str]:
     import importlib.metadata
 
     return {entry.name for entry in importlib.metadata.entry_points(group=group)}
-
-
-def _label_of(value: Any) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "", str(value)) if not isinstance(value, bool) else ""
 
 
 def _is_integer(value: Any) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgeopt.artifact import Artifact
@@ -40,7 +40,10 @@ class Quality:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one candidate. What did not come about is None; `error` says why."""
+    """What became of one candidate. What did not come about is None; `error` says why.
+
+    `counts` holds parameters and macs (multiply-accumulates for one sample), None where unknown.
+    """
 
     candidate: Candidate
     artifact: Artifact | None
@@ -48,6 +51,7 @@ class Outcome:
     quality: Quality | None
     error: EdgeoptError | None
     log: str | None = None
+    counts: Mapping[str, int | None] = field(default_factory=dict)
 
 
 def values(outcome: Outcome) -> dict[str, float | None]:
@@ -141,8 +145,8 @@ def candidate_json(
         }
         if artifact
         else None,
-        "parameters": details.get("parameters"),
-        "macs": details.get("macs"),
+        "parameters": outcome.counts.get("parameters"),
+        "macs": outcome.counts.get("macs"),
         "details": dict(details),
         "latency_ns": measured.latency.to_json() if measured else None,
         "throughput_per_s": measured.throughput_per_s if measured else None,

@@ -16,11 +16,11 @@ from edgeopt import catalog, devices, evaluation, pipeline, plan, rundir, yaml
 from edgeopt.bench.session import SessionResult
 from edgeopt.errors import BudgetError, EdgeoptError, InputError, StageError
 from edgeopt.pipeline import Built, Prepared, Workers
-from edgeopt.plan import Plan
-from edgeopt.recipe import Recipe, read, resolve
+from edgeopt.plan import IMPORT, Candidate, Plan
+from edgeopt.recipe import Recipe, resolve
 from edgeopt.report.live import Display
 from edgeopt.results import CompareTwo, Outcome, decide, document
-from edgeopt.schedule import Done, run_all
+from edgeopt.schedule import Done, Job, run_all
 from edgeopt.store import Entry, Store, default_root
 from edgeopt.target import Target
 
@@ -39,18 +39,18 @@ def read_recipe(
 ) -> Recipe:
     """A recipe file, or a model with a level; flags that are given go over what the file says."""
     if what.endswith((".yaml", ".yml")):
-        for flag, value in (("--level", level), ("--data", data), ("--weights", weights)):
+        for flag, value, key in (
+            ("--level", level, "steps"),
+            ("--data", data, "data"),
+            ("--weights", weights, "weights"),
+        ):
             if value is not None:
-                raise InputError(f"{flag} is for a model without a recipe; {Path(what).name} says it itself")
-        recipe = read(Path(what))
-        if not budget and target is None:
-            return recipe
-        changed = dict(recipe.document)
-        if budget:
-            changed["budget"] = {**(changed.get("budget") or {}), **_limits(budget)}
-        if target is not None:
-            changed["target"] = target
-        return resolve(yaml.Document(Path(what).name, changed), base=Path(what).resolve().parent, name=recipe.name)
+                raise InputError(
+                    f"{flag} is for a model without a recipe",
+                    remedy=f"Leave {flag} out, and change `{key}:` in {what}.",
+                )
+        document = _with_flags(yaml.load(Path(what)), target, _limits(budget))
+        return resolve(document, base=Path(what).resolve().parent, name=Path(what).stem)
     shipped = catalog.level(level or DEFAULT_LEVEL)
     written: dict[str, Any] = {
         "model": what,
@@ -62,7 +62,24 @@ def read_recipe(
     }
     written = {key: value for key, value in written.items() if value is not None}
     name = Path(what.rpartition(":")[0] or what).stem
-    return resolve(yaml.Document("command line", written), base=base, name=name, backends_optional=True)
+    flags = {(key,): f"--{key}" for key in ("weights", "data", "target", "budget")}
+    document = yaml.Document("command line", written, flags=flags)
+    return resolve(document, base=base, name=name, backends_optional=True)
+
+
+def _with_flags(document: yaml.Document, target: str | None, limits: Mapping[str, str]) -> yaml.Document:
+    """A recipe's document in which options of the command line stand over what the file says."""
+    if not isinstance(document.value, dict):
+        return document
+    value, flags = dict(document.value), dict(document.flags)
+    if target is not None:
+        value["target"] = target
+        flags["target",] = "--target"
+    written = value.get("budget") or {}
+    if limits and isinstance(written, dict):
+        value["budget"] = {**written, **limits}
+        flags.update({("budget", name): "--budget" for name in limits})
+    return replace(document, value=value, flags=flags)
 
 
 def _limits(budget: Sequence[str]) -> dict[str, str]:
@@ -153,7 +170,7 @@ class _Work:
         self.device = device
         self.display = display
         self.remeasure = remeasure
-        self.workers = Workers(store, made.recipe.step_seconds, display)
+        self.workers = Workers(store, pipeline.limits_of(made.recipe), display)
 
     def run(self) -> RunResult:
         self.display.planned(self.plan)
@@ -190,7 +207,7 @@ class _Work:
             name, job = candidate.id, evaluation.quality_job_id(candidate.id)
             error = failed_later.get(name) or errors.get(job) or errors.get(candidate.step)
             built = builds.get(candidate.step)
-            log = self._log(candidate.step, job) if error else None
+            log = self._log(candidate, session if name in failed_later else None) if error else None
             if log:
                 logs[name] = log
             outcomes[name] = Outcome(
@@ -200,6 +217,7 @@ class _Work:
                 quality.get(name),
                 error,
                 f"log/{log.name}" if log else None,
+                self._counts(candidate, done),
             )
         return RunResult(
             self.plan,
@@ -217,9 +235,11 @@ class _Work:
     def _build(self) -> dict[str, Done | EdgeoptError]:
         """All jobs. Where the baseline fails, the next untouched model is the baseline, and what is done is reused."""
         untouched = [c.id for c in self.plan.candidates if c.untouched and c.id != self.plan.baseline]
+        results: dict[str, Done | EdgeoptError] = {}
         while True:
             jobs = pipeline.build_jobs(self.plan, self.store, self.workers, self.target)
             jobs += evaluation.quality_jobs(self.plan, self.store, self.workers, self.device, self.target)
+            jobs = [_failing(job, e) if isinstance(e := results.get(job.id), EdgeoptError) else job for job in jobs]
             at_once = max(1, (self.device.machine().cores or 1))
             results = run_all(jobs, at_once=at_once, observer=self.display, stop=self.workers.stop)
             failed = isinstance(results.get(evaluation.quality_job_id(self.plan.baseline)), EdgeoptError)
@@ -227,7 +247,18 @@ class _Work:
                 return results
             self.plan = replace(self.plan, baseline=untouched.pop(0))
 
-    def _log(self, *jobs: str) -> Path | None:
+    def _counts(self, candidate: Candidate, done: Mapping[str, Done]) -> dict[str, int | None]:
+        """Parameters and multiply-accumulates, from the last step on the candidate's way that counted them."""
+        way = [IMPORT, *(step.id for step in self.plan.lineage(self.plan.step(candidate.step)))]
+        told = [done[step].value.artifact.details for step in way if step in done]
+        return {what: next((d[what] for d in reversed(told) if what in d), None) for what in ("parameters", "macs")}
+
+    def _log(self, candidate: Candidate, session: SessionResult | None) -> Path | None:
+        """What was printed by the worker that a candidate failed in: the session's, or the last one that ran."""
+        if session:
+            return session.outcomes[candidate.id].log
+        steps = self.plan.lineage(self.plan.step(candidate.step))
+        jobs = [*(step.id for step in steps), evaluation.quality_job_id(candidate.id)]
         return next((log for job in reversed(jobs) if (log := self.workers.log_of(job)).exists()), None)
 
     def _warnings(self, session: SessionResult | None) -> list[str]:
@@ -237,6 +268,16 @@ class _Work:
         for outcome in session.outcomes.values() if session else ():
             for warning in outcome.measurement.warnings if outcome.measurement else ():
                 told[warning] = None
-        for key in self.store.corrupt:
-            told[f"the cache entry {key[:12]} was damaged, and built again"] = None
+        if keys := self.store.corrupt:
+            what = "a cache entry was" if len(keys) == 1 else f"{len(keys)} cache entries were"
+            told[f"{what} damaged, and built again: {', '.join(key[:12] for key in keys[:3])}"] = None
         return list(told)
+
+
+def _failing(job: Job, error: EdgeoptError) -> Job:
+    """A job that failed before, and is not worth its time limit again."""
+
+    def run(_: Mapping[str, Any]) -> Done:
+        raise error
+
+    return replace(job, run=run)

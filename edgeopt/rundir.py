@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import itertools
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from edgeopt import __version__, bundle
 from edgeopt.errors import InputError
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 GOLDEN_SAMPLES = 4
 RUNS = "runs"
+LOCK = "run.json"
 
 
 @dataclass(frozen=True)
@@ -49,22 +52,26 @@ def reserved(output: Path | None, name: str) -> Iterator[RunFolder]:
     `output` must not exist or be empty; None takes the next free runs/<name>-<n>. Raises InputError where it cannot be
     written, or is full.
     """
-    final = _free(name) if output is None else output.absolute()
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise InputError(
-            f"{final} is not empty: a run is never written over another", remedy="Give --output a new folder."
-        )
+    final = Path.cwd() / RUNS / name if output is None else output.absolute()
     made = [parent for parent in final.parents if not parent.exists()]
-    partial = final.parent / f".{final.name}.{os.getpid()}.partial"
+    held: IO[bytes] | None = None
     try:
         try:
-            partial.mkdir(parents=True)
-            (partial / "run.json").write_bytes(b" " * (1 << 16))
+            _sweep(final.parent)
+            final, held = _free(final) if output is None else (final, _hold(final))
+            if held is None:
+                raise InputError(f"another run is writing {output}", where="--output", remedy="Give it a new folder.")
+            if final.exists() and (not final.is_dir() or any(final.iterdir())):
+                what = "not empty: a run never overwrites another" if final.is_dir() else "a file: a run is a folder"
+                raise InputError(f"{output} is {what}", where="--output", remedy="Give it a new folder.")
+            (_partial(final) / LOCK).write_bytes(b" " * (1 << 16))
         except OSError as error:
             raise _unwritable(final, error) from None
-        yield RunFolder(partial, final)
+        yield RunFolder(_partial(final), final)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if held is not None:
+            shutil.rmtree(_partial(final), ignore_errors=True)
+            held.close()
         for parent in made:
             with contextlib.suppress(OSError):
                 parent.rmdir()  # only when nothing was written there
@@ -164,13 +171,71 @@ def _source_of(result: RunResult) -> dict[str, Any]:
     return {"recipe": recipe.name, "model": Path(recipe.model).name, "parent": built.artifact.parent}
 
 
-def _free(name: str) -> Path:
-    """The first runs/<name>-<n> that is neither there nor being written."""
-    runs = Path.cwd() / RUNS
-    number = 1
-    while (runs / f"{name}-{number}").exists() or any(runs.glob(f".{name}-{number}.*.partial")):
-        number += 1
-    return runs / f"{name}-{number}"
+def _free(start: Path) -> tuple[Path, IO[bytes]]:
+    """The first <start>-<n> that is neither there nor being written, and the hold on it."""
+    for number in itertools.count(1):
+        final = start.with_name(f"{start.name}-{number}")
+        if not final.exists() and (held := _hold(final)) is not None:
+            if not final.exists():
+                return final, held
+            shutil.rmtree(_partial(final), ignore_errors=True)  # a run that was being written there is finished now
+            held.close()
+    raise AssertionError("counting ended")
+
+
+def _partial(final: Path) -> Path:
+    return final.parent / f".{final.name}.partial"
+
+
+def _hold(final: Path) -> IO[bytes] | None:
+    """Make the empty folder that a run is written in and lock it for this process; None where another one holds it.
+
+    What locks it is its run.json: the lock ends with the process, however that ends, so that a dead run's folder is
+    known and taken over.
+    """
+    partial = _partial(final)
+    while True:
+        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            held = open(partial / LOCK, "ab")  # noqa: SIM115  open for as long as the run is written
+        except FileNotFoundError:
+            continue  # swept by another run just now
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.rmdir()
+            raise
+        if not _locked(held, partial / LOCK):
+            held.close()
+            if (partial / LOCK).exists():
+                return None
+            continue
+        for path in partial.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+        return held
+
+
+def _locked(file: IO[bytes], path: Path) -> bool:
+    """Whether `file` could be locked, and is still what stands at `path`."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the folders of runs that died while they were written."""
+    for partial in folder.glob(".*.partial"):
+        with contextlib.suppress(OSError):
+            if not (partial / LOCK).exists():
+                partial.rmdir()  # it died at once, and left nothing
+                continue
+            with open(partial / LOCK, "ab") as file:
+                if _locked(file, partial / LOCK):
+                    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _unwritable(final: Path, error: OSError) -> InputError:

@@ -55,7 +55,8 @@ def run_all(
     """Run every job; the result of each is its `Done` or its error.
 
     `stop` is called when the run is broken off (a fatal job failed, or Ctrl-C): it must make running jobs return soon.
-    Raises the error of a fatal job, and KeyboardInterrupt.
+    Raises the error of a fatal job, any that is no StageError, and KeyboardInterrupt; ValueError where jobs can never
+    run, because what they need is no job, or needs them.
     """
     results: dict[str, Done | EdgeoptError] = {}
     waiting = {job.id: job for job in jobs}
@@ -63,7 +64,10 @@ def run_all(
     pool = ThreadPoolExecutor(at_once)
     try:
         while waiting or running:
-            for job in [job for job in waiting.values() if all(n in results for n in (*job.needs, *job.hopes))]:
+            ready = [job for job in waiting.values() if all(n in results for n in (*job.needs, *job.hopes))]
+            if not ready and not running:
+                raise ValueError(f"jobs that can never run: {', '.join(waiting)}")
+            for job in ready:
                 del waiting[job.id]
                 failed = next((r for need in job.needs if isinstance(r := results[need], EdgeoptError)), None)
                 if failed is not None:

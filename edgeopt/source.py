@@ -39,7 +39,8 @@ class UserFunction:
         except EdgeoptError:
             raise
         except (Exception, SystemExit) as error:
-            raise _raised(error, f"the {self.what} {self.location}") from error
+            name = self.location.rpartition(":")[2]
+            raise _raised(error, f"the {self.what} {name}", self.location) from error
         return result, _sources(self.loaded_before)
 
 
@@ -52,13 +53,13 @@ def load_function(location: str, *, what: str) -> UserFunction:
     except EdgeoptError:
         raise
     except ModuleNotFoundError as error:
-        if error.name and file.startswith(error.name):
+        if error.name and f"{file}.".startswith(f"{error.name}."):
             raise InputError(
                 f"there is no module {file}", remedy="Give a file, such as model.py:build, or install the package."
             ) from None
-        raise _raised(error, file) from error
+        raise _raised(error, "the module", file) from error
     except (Exception, SystemExit) as error:
-        raise _raised(error, file) from error
+        raise _raised(error, "the module", file) from error
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -72,6 +73,7 @@ def load_function(location: str, *, what: str) -> UserFunction:
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    sys.dont_write_bytecode = True  # the user's folder stays as it is, and an edit within a second is seen
     folder = str(path.parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -86,14 +88,21 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _raised(error: BaseException, what: str) -> InputError:
-    """The user's own frame nearest to the error, and its text."""
+def _raised(error: BaseException, what: str, place: str) -> InputError:
+    """The user's own frame nearest to the error, else `place`, and its text."""
     if isinstance(error, SyntaxError) and error.filename:
-        return InputError(f"{error.filename}:{error.lineno}: {what} is not valid Python: {error.msg}")
+        return InputError(
+            f"{error.filename}:{error.lineno}: not valid Python: {error.msg}",
+            remedy="Mend that line, or the one above.",
+        )
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(Path(f.filename))]
-    place = f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
+    if frames:
+        place = f"{frames[-1].filename}:{frames[-1].lineno}"
     text = str(error).strip().splitlines()
-    return InputError(f"{place}{what} raised {type(error).__name__}" + (f": {text[0][:200]}" if text else ""))
+    return InputError(
+        f"{place}: {what} raised {type(error).__name__}" + (f": {text[0][:200]}" if text else ""),
+        remedy="Mend that code: edgeopt runs it as it is, and calls the function without arguments.",
+    )
 
 
 def _sources(before: frozenset[str]) -> list[Path]:

@@ -3,7 +3,7 @@
     <root>/entries/<key>/      entry.json (inputs, digests of the files, meta) and files/
     <root>/partial/<key>/      being built; renamed into entries/ when complete
     <root>/locks/<key>         held while a key is built, so that two runs build it once
-    <root>/hints/<key>.json    the source files that user code was found to load (see `Hint`)
+    <root>/hints/<key>.json    the source files that user code was found to load (see `Store.remember`)
     <root>/logs/               what workers printed
 
 A key is the sha256 of a step's inputs as canonical JSON: whatever changes the result is among them. Failures are never
@@ -26,9 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.artifact import canonical_json, list_files, sha256_of_file
-from edgeopt.errors import InputError
+from edgeopt.errors import InputError, Interrupted
 
 SCHEMA = 1
+WAIT_SECONDS = 0.1
+LOGS_KEPT_SECONDS = 7 * 24 * 3600
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LOADED = time.time()
 Inputs = Mapping[str, Any]
 
 
@@ -102,15 +106,23 @@ class Store:
             os.utime(entry.folder / "entry.json")
         return entry
 
-    def build(self, inputs: Inputs, make: Callable[[Path], Made]) -> tuple[Entry, bool]:
+    def build(
+        self,
+        inputs: Inputs,
+        make: Callable[[Path], Made],
+        *,
+        place: str = "",
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> tuple[Entry, bool]:
         """The entry with these inputs, built by `make(folder)` unless it is there: (entry, whether it was there).
 
-        Another run that is building the same key is waited for. What `make` raises is raised, and nothing is stored.
-        `Made.late_inputs` are added to the inputs before the entry is filed.
+        Another run that is building the same key is waited for, until `stopping()`. What `make` raises is raised, and
+        nothing is stored. `Made.late_inputs` are added to the inputs before the entry is filed; `place` is that of
+        `remember`. Raises InputError when the disk is full, and Interrupted.
         """
         key = key_of(inputs)
-        with self._locked(key):
-            if (found := self.find_recalled(inputs)) is not None:
+        with self._full_disk_told(), self._locked(key, stopping):
+            if (found := self.find_recalled(inputs, place)) is not None:
                 return found, True
             partial = self.root / "partial" / key
             shutil.rmtree(partial, ignore_errors=True)
@@ -126,18 +138,13 @@ class Store:
                     "seconds": round(time.monotonic() - started, 3),
                     "files": [[f.path, f.sha256, f.size_bytes] for f in list_files(partial / "files")],
                 }
-                _write(partial / "entry.json", record)
+                _write(partial / "entry.json", {**record, "sha256": _seal(record)})
                 final = self.root / "entries" / key_of(full)
+                if (same := self.find(full)) is not None:  # made of the same sources in another place
+                    return same, False
                 if final.exists():
                     self._discard(final)
                 os.replace(partial, final)
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise InputError(
-                        f"{self.root}: no space left for the cache",
-                        remedy="Free some, run `edgeopt cache gc`, or point EDGEOPT_CACHE to another disk.",
-                    ) from None
-                raise
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
             entry = self._read(final)
@@ -148,25 +155,32 @@ class Store:
         """Drop the entry with these inputs, if there is one."""
         self._discard(self.root / "entries" / key_of(inputs))
 
-    def remember(self, inputs: Inputs, hint: Mapping[str, Any]) -> None:
-        """Keep what building these inputs showed, for `recall`. Only a hint: it is checked whenever it is used."""
-        path = self.root / "hints" / f"{key_of(inputs)}.json"
+    def remember(self, inputs: Inputs, hint: Mapping[str, Any], place: str = "") -> None:
+        """Keep what building these inputs showed, for `recall`. Only a hint: it is checked whenever it is used.
+
+        `place` is what decides which source files are loaded and is no input, such as their folder: the same file may
+        find other modules beside it elsewhere.
+        """
+        path = self._hint(inputs, place)
         temporary = path.with_suffix(f".{os.getpid()}")
         _write(temporary, hint)
         os.replace(temporary, path)
 
-    def recall(self, inputs: Inputs) -> Mapping[str, Any] | None:
-        """What was remembered for these inputs."""
+    def recall(self, inputs: Inputs, place: str = "") -> Mapping[str, Any] | None:
+        """What was remembered for these inputs in this place."""
         try:
-            hint: Mapping[str, Any] = json.loads((self.root / "hints" / f"{key_of(inputs)}.json").read_text())
+            hint = json.loads(self._hint(inputs, place).read_text())
         except (OSError, ValueError):
             return None
-        return hint
+        return hint if isinstance(hint, dict) else None
 
-    def find_recalled(self, inputs: Inputs) -> Entry | None:
+    def _hint(self, inputs: Inputs, place: str) -> Path:
+        return self.root / "hints" / f"{key_of({**inputs, 'place': place} if place else inputs)}.json"
+
+    def find_recalled(self, inputs: Inputs, place: str = "") -> Entry | None:
         """`find`, with the digests of the source files that are remembered for these inputs as they are now."""
-        hint = self.recall(inputs)
-        if hint is None:
+        hint = self.recall(inputs, place)
+        if hint is None or "sources" not in hint:
             return self.find(inputs)
         late = source_digests(hint["sources"])
         return None if late is None else self.find({**inputs, **late})
@@ -204,10 +218,28 @@ class Store:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """While this is held, no other process collects garbage here."""
+        """While this is held, no other process collects garbage here. What dead runs left is removed first."""
         with open(self.root / "users", "a") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
+            self._sweep()
             yield
+
+    def _sweep(self) -> None:
+        """Remove half-built entries that no living run holds the lock of, and old logs."""
+        for folder in (self.root / "partial").iterdir():
+            key, dot, _ = folder.name.partition(".")
+            if dot:  # put there by `_discard`
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            with contextlib.suppress(BlockingIOError), open(self.root / "locks" / key, "a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        for log in (self.root / "logs").iterdir():
+            # this process may have the number of one that is gone
+            since = _LOADED if log.name.startswith(f"{os.getpid()}-") else time.time() - LOGS_KEPT_SECONDS
+            with contextlib.suppress(OSError):
+                if log.stat().st_mtime < since:
+                    shutil.rmtree(log) if log.is_dir() else log.unlink()
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -221,20 +253,40 @@ class Store:
             yield
 
     @contextlib.contextmanager
-    def _locked(self, key: str) -> Iterator[None]:
+    def _locked(self, key: str, stopping: Callable[[], bool]) -> Iterator[None]:
         with open(self.root / "locks" / key, "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if stopping():
+                        raise Interrupted("stopped while another run was building the same step") from None
+                    time.sleep(WAIT_SECONDS)
             yield
+
+    @contextlib.contextmanager
+    def _full_disk_told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise InputError(
+                f"{self.root}: no space left for the cache",
+                remedy="Free some, run `edgeopt cache gc`, or point EDGEOPT_CACHE to another disk.",
+            ) from None
 
     def _read(self, folder: Path) -> Entry | None:
         try:
-            record = json.loads((folder / "entry.json").read_text())
+            read = json.loads((folder / "entry.json").read_text())
+            record = read if isinstance(read, dict) else {}
             used = (folder / "entry.json").stat().st_mtime
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError:
             record = {}
-        if record.get("schema") != SCHEMA:
+        if record.get("schema") != SCHEMA or record.pop("sha256", None) != _seal(record):
             self._corrupt.append(folder.name)
             self._discard(folder)
             return None
@@ -259,14 +311,19 @@ def source_digests(sources: Sequence[str]) -> dict[str, Any] | None:
 
 
 def _intact(folder: Path) -> bool:
-    record = json.loads((folder / "entry.json").read_text())
     try:
+        record = json.loads((folder / "entry.json").read_text())
         return all(
             (path := folder / "files" / name).stat().st_size == size and sha256_of_file(path) == digest
             for name, digest, size in record["files"]
         )
     except OSError:
         return False
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    """What tells a damaged record from a sound one."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

@@ -45,4 +45,5 @@ class Target:
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Target:
         lists = ("accelerators", "precisions", "backends", "isa")
-        return Target(**{key: tuple(item) if key in lists else item for key, item in value.items()})
+        fields: Dict[str, Any] = {key: tuple(item) if key in lists else item for key, item in value.items()}
+        return Target(**fields)

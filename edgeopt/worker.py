@@ -30,7 +30,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, cast
 
 from edgeopt.errors import EdgeoptError, WorkerCrashed, from_json
 
@@ -38,6 +38,7 @@ Progress = Callable[[Optional[float], str], None]
 
 POLL_SECONDS = 0.2
 LONGEST_LINE_BYTES = 64 << 20
+LONGEST_LOG_BYTES = 16 << 20
 _PR_SET_PDEATHSIG = 1
 _CODE_OF_ZIPAPP = """
 import sys
@@ -88,8 +89,8 @@ class Channel:
 class Worker:
     """The parent's end of one worker process.
 
-    `log` receives what the worker and its libraries print. Use it as a context manager: on leaving, the process
-    is gone.
+    `log` receives what the worker and its libraries print: of more than 16 MiB the first and the last 4 MiB. Use it as
+    a context manager: on leaving, the process is gone.
     """
 
     def __init__(
@@ -163,12 +164,20 @@ class Worker:
             if "progress" in event and progress:
                 progress(event["progress"], event["text"])
 
+    def kill(self) -> None:
+        """End the process and its children, now; the thread that uses this worker finds it crashed."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
+
     def stop(self) -> None:
-        """End the process and its children, now."""
+        """End the process and its children, and let go of its pipes. For the thread that uses this worker alone."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
+        _shorten(self.log)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
@@ -182,7 +191,10 @@ class Worker:
             self._check_limits()
             if seconds is not None and time.monotonic() - started > seconds:
                 raise self._crashed(f"gave no sign of life for {seconds:.0f} s and was stopped")
+            ended = self._process.poll() is not None
             if not select.select([descriptor], [], [], POLL_SECONDS)[0]:
+                if ended:  # and a process that it forked holds the pipe open
+                    raise self._crashed(None)
                 continue
             piece = os.read(descriptor, 1 << 16)
             if not piece:
@@ -190,15 +202,19 @@ class Worker:
             self._buffer += piece
             if len(self._buffer) > LONGEST_LINE_BYTES:
                 raise self._crashed(f"sent a line of more than {LONGEST_LINE_BYTES >> 20} MiB")
-            *self._lines, rest = bytes(self._buffer).split(b"\n")
-            self._buffer = bytearray(rest)
+            if b"\n" in piece:
+                *self._lines, rest = bytes(self._buffer).split(b"\n")
+                self._buffer = bytearray(rest)
         try:
-            event: Dict[str, Any] = json.loads(self._lines.pop(0))
-        except ValueError:
-            raise self._crashed("sent something other than JSON") from None
-        return event
+            event = json.loads(self._lines.pop(0))
+        except (ValueError, RecursionError):
+            event = None
+        if not _is_event(event):
+            raise self._crashed("sent something other than its messages")
+        return cast(Dict[str, Any], event)
 
     def _check_limits(self) -> None:
+        _shorten(self.log)
         seconds, memory = self._limits.seconds, self._limits.memory_bytes
         if seconds is not None and time.monotonic() - self._started > seconds:
             raise self._crashed(f"ran past its limit of {seconds:.0f} s and was stopped")
@@ -231,6 +247,31 @@ class Worker:
                 what = "closed its output"
         self.stop()
         return WorkerCrashed(f"the worker process {what}", remedy=f"Log: {self.log}")
+
+
+def _is_event(event: object) -> bool:
+    """Whether what a worker sent has the form of its messages: a library may have written to the wrong pipe."""
+    if not isinstance(event, dict):
+        return False
+    if "progress" in event:
+        return isinstance(event.get("text"), str) and isinstance(event["progress"], (int, float, type(None)))
+    return any(isinstance(event.get(kind), dict) for kind in ("message", "result", "error"))
+
+
+def _shorten(log: Path) -> None:
+    """Cut the middle out of a log that has grown too long. The worker may be writing to its end."""
+    kept = LONGEST_LOG_BYTES // 4
+    with contextlib.suppress(OSError):
+        size = log.stat().st_size
+        if not log.is_file() or size <= LONGEST_LOG_BYTES:
+            return
+        with open(log, "r+b") as file:
+            file.seek(size - kept)
+            end = file.read(kept)
+            file.seek(kept)
+            file.write(b"\n[... %d MiB left out ...]\n" % ((size - 2 * kept) >> 20))
+            file.write(end)
+            file.truncate()
 
 
 def _describe_exit(code: int) -> str:
@@ -288,6 +329,12 @@ def _die_with_parent() -> None:
             os._exit(1)
 
 
+def _be_first_to_go() -> None:
+    """Where memory runs out, the kernel takes this process rather than its parent or a bystander (proc(5))."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
 def _listen(descriptor: int, inbox: queue.Queue[Dict[str, Any]]) -> None:
     """Put the parent's lines into `inbox`; when the parent is gone, so is this process."""
     with os.fdopen(descriptor, "rb") as stream:
@@ -299,6 +346,7 @@ def _listen(descriptor: int, inbox: queue.Queue[Dict[str, Any]]) -> None:
 def main() -> int:
     """The worker's own main: one job, then the end."""
     _die_with_parent()
+    _be_first_to_go()
     faulthandler.enable()  # a segfault leaves the Python line that led to it in the log
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     out = os.fdopen(os.dup(1), "wb", buffering=0)

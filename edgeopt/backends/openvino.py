@@ -108,7 +108,7 @@ class OpenVinoSession:
     def run(self, feeds: Feeds) -> Dict[str, np.ndarray[Any, Any]]:
         import numpy as np
 
-        kept = {name: np.asarray(value, order="C") for name, value in feeds.items()}
+        kept = {name: np.require(value, requirements=["C", "W"]) for name, value in feeds.items()}  # shared memory
         shapes = self._shapes(kept)
         request = self._request(shapes if shapes in self._compiled else None, kept)
         request.infer()

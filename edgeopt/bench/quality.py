@@ -52,7 +52,10 @@ def run(args: Mapping[str, Any], channel: Channel) -> Dict[str, Any]:
     samples = Samples(Path(args["samples"]))
     labels = samples.labels()
     if METRICS[metric] == "labels" and labels is None:
-        raise InputError(f"the metric {metric} needs labels, and the samples have none")
+        raise InputError(
+            f"the metric {metric} needs labels, and the samples have none",
+            remedy="Save class indices as `labels` beside the inputs, or set `metric: agreement`.",
+        )
     if not len(samples):
         raise InputError("there are no validation samples")
     out = Path(args["out"])
@@ -142,7 +145,8 @@ def class_hits(scores: Array, labels: Array, places: int) -> Array:
         raise InputError(f"labels must be one class index a sample; these have {labels.shape[1]} a sample")
     if not _is_scores(scores):
         raise InputError(
-            f"top-1 and top-5 need class scores (samples, classes); the model's first output is {list(scores.shape)}"
+            f"top-1 and top-5 need class scores (samples, classes); the model's first output is {list(scores.shape)}",
+            remedy="Set `metric: sqnr` in the recipe.",
         )
     if len(labels) != len(scores):
         raise InputError(f"there are {len(labels)} labels and {len(scores)} samples")
@@ -258,7 +262,8 @@ def _agreements(wanted: Array, found: Array) -> Array:
     if not _is_scores(wanted) or wanted.shape != found.shape:
         raise InputError(
             f"agreement needs class scores (samples, classes); the first outputs are {list(wanted.shape)} and "
-            f"{list(found.shape)}"
+            f"{list(found.shape)}",
+            remedy="Set `metric: sqnr` in the recipe.",
         )
     agreed: Array = np.argmax(wanted, axis=1) == np.argmax(found, axis=1)
     return agreed

@@ -9,15 +9,6 @@ import typer
 
 from edgeopt.cli import Json, console, print_json
 
-EXAMPLES = """Examples:
-
-  edgeopt convert recipes/fashion-mnist.yaml
-
-  edgeopt convert recipes/fashion-mnist.yaml --dry-run
-
-  edgeopt convert model.onnx --level quantization --data samples.npz --budget "latency p95=5 ms"
-"""
-
 
 def convert(
     what: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe (.yaml), or a model with --level.")],
@@ -38,8 +29,19 @@ def convert(
 ) -> int:
     """Build every candidate, measure each on its target, choose the best inside the budgets.
 
-    Exit codes: 0 inside the budgets, 2 wrong input, 3 no candidate inside the budgets, 4 every candidate failed, 5 a
-    library is missing, 6 the target cannot be reached, 130 interrupted.
+    What is finished is kept: the same command, run again after Ctrl-C or a crash, goes on from there.
+
+    \b
+    Exit codes: 0 inside the budgets, 2 wrong input, 3 no candidate inside the
+    budgets, 4 every candidate failed, 5 a library is missing, 6 the target
+    cannot be reached, 130 interrupted.
+
+    \b
+    Examples:
+      edgeopt convert recipes/fashion-mnist.yaml
+      edgeopt convert recipes/fashion-mnist.yaml --dry-run
+      edgeopt convert model.onnx --level quantization --data samples.npz \\
+          --budget "latency p95=5 ms"
     """
     from edgeopt import dryrun, run
     from edgeopt.report.live import display
@@ -62,6 +64,3 @@ def convert(
 
         print_result(document, console())
     return run.exit_code(document)
-
-
-convert.__doc__ = f"{convert.__doc__}\n    {EXAMPLES}"

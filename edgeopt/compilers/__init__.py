@@ -21,6 +21,8 @@ COMPILERS: dict[str, str] = {
     "tflite": "edgeopt.compilers.tflite",
 }
 
+GROUP = "edgeopt.compilers"
+
 
 class Compiler(Protocol):
     """The module of a compiler. The vendor libraries are imported inside `compile`."""
@@ -45,12 +47,18 @@ class Compiler(Protocol):
         ...
 
 
+def names() -> tuple[str, ...]:
+    """Every compiler, ours first, then those of other packages."""
+    published = importlib.metadata.entry_points(group=GROUP)
+    return (*COMPILERS, *(entry.name for entry in published if entry.name not in COMPILERS))
+
+
 def find(name: str) -> Compiler:
     """The module of a compiler, ours or another package's."""
     module = COMPILERS.get(name)
     if module is None:
-        for entry in importlib.metadata.entry_points(group="edgeopt.compilers"):
+        for entry in importlib.metadata.entry_points(group=GROUP):
             if entry.name == name:
                 return cast(Compiler, entry.load())
-        raise InputError(f"there is no compiler {name!r}", remedy=f"Compilers: {', '.join(COMPILERS)}.")
+        raise InputError(f"there is no compiler {name!r}", remedy=f"Compilers: {', '.join(names())}.")
     return cast(Compiler, importlib.import_module(module))

@@ -32,6 +32,7 @@ NEWEST_OPSET = 21
 LARGEST_FILE_BYTES = 1_800_000_000
 TOLERANCE = 1e-3
 SAMPLES_CHECKED = 8
+SAMPLES = "samples"  # the `where` of errors in the samples: workers do not know which file they come from
 
 
 def canonical(model: Any, feeds: Feeds | None) -> tuple[Any, list[str]]:
@@ -65,7 +66,7 @@ def canonical(model: Any, feeds: Feeds | None) -> tuple[Any, list[str]]:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise StageError(f"the model is not valid ONNX: {_first_line(error)}") from error
     _settle_outputs(model)
-    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     return model, notes
 
 
@@ -185,24 +186,31 @@ def difference(expected: Sequence[Array], found: Sequence[Array]) -> float:
     return greatest
 
 
-def fit(feeds: Feeds, specs: Sequence[TensorSpec], where: str) -> dict[str, Array]:
-    """The samples as the model's inputs: by name, or by position where no name is the same; cast between like kinds.
+def fit(feeds: Feeds, specs: Sequence[TensorSpec], model: str) -> dict[str, Array]:
+    """The samples as the inputs of `model` (a file's name): by name, or by position where no name is the same; cast
+    between like kinds.
 
     Raises InputError with both signatures where number, names, shapes or kinds of types do not fit.
     """
     import numpy as np
 
-    def objection(what: str) -> InputError:
+    def objection(what: str, remedy: str) -> InputError:
         given = ", ".join(
             f"{name}: {value.dtype}[N, {', '.join(map(str, value.shape[1:]))}]" for name, value in feeds.items()
         )
-        return InputError(f"{what}\nsamples: {given}\nmodel: {', '.join(map(str, specs))}", where=where)
+        message = f"{what}\nsamples: {given}\n{model}: {', '.join(map(str, specs))}"
+        return InputError(message, where=SAMPLES, remedy=remedy)
 
     if len(feeds) != len(specs):
-        raise objection(f"the samples have {len(feeds)} arrays, the model takes {len(specs)}")
+        raise objection(
+            f"the samples have {len(feeds)} arrays, the model takes {len(specs)}",
+            "Save one array for each input, under its name; class indices are named labels.",
+        )
     names = {spec.name for spec in specs}
     if names & set(feeds) and names != set(feeds):
-        raise objection(f"the samples have no array {sorted(names - set(feeds))[0]!r}")
+        raise objection(
+            f"the samples have no array {sorted(names - set(feeds))[0]!r}", "Name the arrays as the model's inputs."
+        )
     fitted = {}
     for position, spec in enumerate(specs):
         value = feeds[spec.name] if spec.name in feeds else list(feeds.values())[position]
@@ -210,15 +218,38 @@ def fit(feeds: Feeds, specs: Sequence[TensorSpec], where: str) -> dict[str, Arra
         if len(value.shape) != len(spec.shape) or any(
             isinstance(wanted, int) and wanted != given for wanted, given in zip(shape, value.shape)
         ):
-            raise objection(f"the samples' shape does not fit the input {spec.name!r}")
+            raise objection(f"the samples' shape does not fit the input {spec.name!r}", _shape_remedy(value, spec))
         try:
             kind = np.dtype(spec.dtype)
         except TypeError:
-            raise objection(f"the input {spec.name!r} has the type {spec.dtype}, which samples cannot have") from None
+            raise objection(
+                f"the input {spec.name!r} has the type {spec.dtype}, which samples cannot have",
+                "Export the model with inputs of float32 or of whole numbers.",
+            ) from None
         if not _alike(kind.kind, value.dtype.kind):
-            raise objection(f"the samples' type {value.dtype} does not fit the input {spec.name!r}")
+            raise objection(
+                f"the samples' type {value.dtype} does not fit the input {spec.name!r}",
+                type_remedy(str(value.dtype), spec.dtype),
+            )
         fitted[spec.name] = np.ascontiguousarray(value.astype(kind, copy=False))
     return fitted
+
+
+def type_remedy(given: str, wanted: str) -> str:
+    """What to do about samples of the dtype `given` for an input of the dtype `wanted`."""
+    if wanted.startswith("float") and "int" in given:
+        return (
+            "Add `preprocess: {mean: ..., std: ...}` to the recipe, with the numbers that the model was trained with, "
+            f"or save the samples as {wanted}."
+        )
+    return f"Save the samples as {wanted}."
+
+
+def _shape_remedy(value: Array, spec: TensorSpec) -> str:
+    sample, wanted = value.shape[1:], spec.shape[1:]
+    if len(sample) == 3 and wanted == (sample[2], *sample[:2]):
+        return "Add `preprocess: {transpose: [2, 0, 1]}` to the recipe: the samples have their channels last."
+    return f"Save the samples as [N, {', '.join(map(str, wanted))}], the samples along the first axis."
 
 
 def _alike(left: str, right: str) -> bool:

@@ -72,7 +72,9 @@ def _read_xml(path: Path) -> Any:
     except ElementTree.ParseError:
         net = None
     if net is None or net.tag != "net" or net.find("layers") is None:
-        raise InputError(f"{path.name}: not an OpenVINO model")
+        raise InputError(
+            f"{path.name}: not an OpenVINO model", remedy="Give the .xml that OpenVINO wrote, with its .bin beside it."
+        )
     return net
 
 

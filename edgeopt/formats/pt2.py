@@ -85,7 +85,7 @@ def to_onnx(ref: ModelRef, samples: Path | None, out: Path, progress: Progress) 
 
 
 def inspect(ref: ModelRef, example: Path | None) -> Summary:
-    """What the program says. Multiply-accumulates are counted by running it on an example, None without one."""
+    """What the program says. Multiply-accumulates are counted by running it once: on the example, on zeros without."""
     require("torch", extra="torch", purpose="reading a .pt2 program")
     import numpy as np
     import torch
@@ -99,12 +99,15 @@ def inspect(ref: ModelRef, example: Path | None) -> Summary:
     for tensor in parameters.values():
         kinds[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
     called = Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function")
-    macs = None
     if example is not None:
         feeds = canonical.fit(Samples(example).batch(0, _batch(specs)), specs, path.name)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            program.module()(*(torch.from_numpy(np.array(value)) for value in feeds.values()))
-        macs = int(counter.get_total_flops()) // 2 // _batch(specs)
+    else:
+        feeds = {
+            s.name: np.zeros([d if isinstance(d, int) else _batch(specs) for d in s.shape], s.dtype) for s in specs
+        }
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        program.module()(*(torch.from_numpy(np.array(value)) for value in feeds.values()))
+    macs = int(counter.get_total_flops()) // 2 // _batch(specs)
     return Summary(
         format="pt2",
         inputs=specs,
@@ -150,7 +153,7 @@ def _members(path: Path) -> dict[str, bytes]:
             roots = {name.split("/", 1)[0] for name in names}
             below = [name.split("/", 1)[-1] for name in names]
             if len(roots) != 1 or len(set(below)) != len(below) or ".." in roots or _MODEL not in below:
-                raise InputError(f"{path.name}: not a program saved by torch.export")
+                raise _no_program(path)
             for name in below:
                 if not _KEPT.fullmatch(name) and not _DROPPED.fullmatch(name):
                     raise _refused(path, f"its member {name!r} is not data of a program")
@@ -162,7 +165,7 @@ def _members(path: Path) -> dict[str, bytes]:
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise InputError(f"{path.name}: not a program saved by torch.export") from error
+        raise _no_program(path) from error
 
 
 def _safe_example(path: Path, stored: bytes | None) -> bytes:
@@ -249,6 +252,13 @@ def _archive(members: dict[str, bytes]) -> io.BytesIO:
             archive.writestr(zipfile.ZipInfo(f"model/{name}"), data)
     buffer.seek(0)
     return buffer
+
+
+def _no_program(path: Path) -> InputError:
+    return InputError(
+        f"{path.name}: not a program saved by torch.export",
+        remedy="Save it with torch.export.save; of plain weights, give the torch factory (model.py:build) with them.",
+    )
 
 
 def _refused(path: Path, what: str) -> InputError:

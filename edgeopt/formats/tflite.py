@@ -63,11 +63,17 @@ def read(path: Path) -> Any:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     if content[4:8] != IDENTIFIER:
-        raise InputError(f"{path}: not a TFLite file: it lacks the identifier {IDENTIFIER.decode()}")
+        raise InputError(
+            f"{path}: not a TFLite file: it lacks the identifier {IDENTIFIER.decode()}",
+            remedy="Give a .tflite file as a converter wrote it.",
+        )
     try:
         model = schema.ModelT.InitFromPackedBuf(content)
     except (struct.error, IndexError, ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"{path}: a damaged TFLite file: its tables point outside it") from error
+        raise InputError(
+            f"{path}: a damaged TFLite file: its tables point outside it",
+            remedy="Copy it again, or convert it again.",
+        ) from error
     if not model.subgraphs:
         raise InputError(f"{path}: a TFLite file without a graph")
     return model

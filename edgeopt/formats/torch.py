@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 _WRAPPERS = ("module.", "_orig_mod.")  # nn.DataParallel, torch.compile
+_SAVE = "Save the weights alone: torch.save(model.state_dict(), ...), or as .safetensors."
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
 
 
@@ -47,7 +48,7 @@ def to_onnx(ref: ModelRef, samples: Path | None, out: Path, progress: Progress) 
         module = user.module
         data = Samples(samples)
         feeds = data.batch(0, min(len(data), canonical.SAMPLES_CHECKED))
-        inputs = _bind(module, feeds)
+        inputs = bind(module, feeds)
         progress(0.2, "tracing the torch model")
         outputs, sources = user.run(inputs)
         _, output_names = exporting.flatten(outputs)
@@ -84,7 +85,7 @@ def inspect(ref: ModelRef, example: Path | None) -> Summary:
         macs = None
         if example is not None:
             feeds = Samples(example).batch(0, 1)
-            inputs = _bind(module, feeds)
+            inputs = bind(module, feeds)
             fast = torch.backends.mha.get_fastpath_enabled()
             torch.backends.mha.set_fastpath_enabled(False)  # its one fused operator is counted as nothing
             try:
@@ -125,7 +126,7 @@ def inspect(ref: ModelRef, example: Path | None) -> Summary:
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class Inputs:
     """Tensors in the order of forward's parameters: the first ones by position, the others by name."""
 
     positional: Mapping[str, Any]
@@ -153,7 +154,7 @@ class _User:
     factory: UserFunction
     made_from: tuple[Path, ...]
 
-    def run(self, inputs: _Inputs) -> tuple[Any, tuple[Path, ...]]:
+    def run(self, inputs: Inputs) -> tuple[Any, tuple[Path, ...]]:
         """One eager call on two samples; and every source file of the user's that was loaded up to now, sorted."""
         import torch
 
@@ -162,7 +163,7 @@ class _User:
                 args, kwargs = inputs.slice(0, 2)
                 return self.module(*args, **kwargs)
 
-        call = UserFunction(self.factory.location, "model", forward, self.factory.loaded_before)
+        call = UserFunction(self.factory.location, "model from", forward, self.factory.loaded_before)
         try:
             outputs, loaded = call.call()
         except InputError as error:
@@ -170,32 +171,32 @@ class _User:
                 f"{n}: {v.dtype}[N, {', '.join(map(str, v.shape[1:]))}]" for n, v in inputs.arrays().items()
             )
             remedy = f"The samples are {given}; the model is forward{inspection.signature(self.module.forward)}."
+            kinds = {str(value.dtype) for value in inputs.arrays().values()}
+            if "uint8" in kinds and any(value.is_floating_point() for value in self.module.parameters()):
+                remedy = f"The samples are {given}. {canonical.type_remedy('uint8', 'float32')}"
             raise InputError(error.message, where=error.where, remedy=remedy) from error
         return outputs, tuple(sorted({*loaded, *self.made_from}))
+
+
+def load(ref: ModelRef) -> Any:
+    """The factory's module with its weights, on the CPU, in evaluation mode.
+
+    Modules of the user's code that it may import later stay importable, so call it in a worker that ends afterwards.
+    Raises InputError as `to_onnx` does.
+    """
+    if not ref.model.rpartition(":")[0].endswith(".py"):
+        sys.path.insert(0, str(Path.cwd()))
+    return _made(ref).module
 
 
 @contextlib.contextmanager
 def _user_code(ref: ModelRef) -> Iterator[_User]:
     """Make the module and load its weights. On leaving, the user's modules can no longer be imported from there."""
-    import torch
-
     modules, path = dict(sys.modules), list(sys.path)
-    location = ref.model.rpartition(":")[0]
-    if not location.endswith(".py"):
+    if not ref.model.rpartition(":")[0].endswith(".py"):
         sys.path.insert(0, str(Path.cwd()))
     try:
-        torch.manual_seed(0)
-        factory = load_function(ref.model, what="model factory")
-        made, sources = factory.call()
-        if not isinstance(made, torch.nn.Module):
-            raise InputError(
-                f"{ref.model} returns {type(made).__name__}, not a torch.nn.Module",
-                remedy="The function must take no arguments and return the model.",
-            )
-        if ref.weights is not None:
-            _load_weights(made, Path(ref.weights))
-        own = [Path(location).resolve()] if location.endswith(".py") else []
-        yield _User(made.to("cpu").eval(), factory, (*own, *sources))
+        yield _made(ref)
     finally:
         sys.path[:] = path
         for name in [name for name, module in sys.modules.items() if modules.get(name) is not module]:
@@ -203,6 +204,24 @@ def _user_code(ref: ModelRef) -> Iterator[_User]:
             installed = file is None or any(Path(file).is_relative_to(root) for root in (sys.prefix, sys.base_prefix))
             if not installed and name.partition(".")[0] != "edgeopt":
                 del sys.modules[name]
+
+
+def _made(ref: ModelRef) -> _User:
+    import torch
+
+    torch.manual_seed(0)
+    factory = load_function(ref.model, what="model factory")
+    made, sources = factory.call()
+    if not isinstance(made, torch.nn.Module):
+        raise InputError(
+            f"{ref.model} returns {type(made).__name__}, not a torch.nn.Module",
+            remedy="The function must take no arguments and return the model.",
+        )
+    if ref.weights is not None:
+        _load_weights(made, Path(ref.weights))
+    location = ref.model.rpartition(":")[0]
+    own = [Path(location).resolve()] if location.endswith(".py") else []
+    return _User(made.to("cpu").eval(), factory, (*own, *sources))
 
 
 def _load_weights(module: Any, path: Path) -> None:
@@ -243,7 +262,11 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"not a safetensors file: {error}", where=str(path)) from error
+        raise InputError(
+            f"not a safetensors file ({str(error).rpartition(': ')[2]})",
+            where=str(path),
+            remedy="Save it with safetensors.torch.save_file(model.state_dict(), ...).",
+        ) from error
     return state
 
 
@@ -255,13 +278,14 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         found = torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
-        raise InputError(
-            "holds Python objects, not tensors alone: loading it could run anything",
-            where=str(path),
-            remedy="Save the weights alone: torch.save(model.state_dict(), ...), or as .safetensors.",
-        ) from error
+        what = "not a torch checkpoint"
+        if path.read_bytes()[:1] in (b"P", b"\x80"):  # how an archive and a pickle begin
+            what = "holds Python objects, not tensors alone: loading it could run anything"
+        raise InputError(what, where=str(path), remedy=_SAVE) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"not a torch checkpoint: {exporting.first_line(error)}", where=str(path)) from error
+        raise InputError(
+            f"not a torch checkpoint: {exporting.first_line(error)}", where=str(path), remedy=_SAVE
+        ) from error
     for name in _CONTAINERS:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
@@ -275,7 +299,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def _bind(module: Any, feeds: Mapping[str, Array]) -> _Inputs:
+def bind(module: Any, feeds: Mapping[str, Array]) -> Inputs:
     """The samples as forward's arguments: by name where all names are parameters of it, else by position."""
     import numpy as np
     import torch
@@ -286,13 +310,13 @@ def _bind(module: Any, feeds: Mapping[str, Array]) -> _Inputs:
         tensors = {name: value.float() if value.dtype == torch.float64 else value for name, value in tensors.items()}
     parameters = inspection.signature(module.forward).parameters
     if not set(tensors) <= set(parameters):
-        return _Inputs(tensors, {})
+        return Inputs(tensors, {})
     ordered = [name for name in parameters if name in tensors]
     leading = 0
     for name, wanted in zip(ordered, parameters):
         if name != wanted or parameters[name].kind is inspection.Parameter.KEYWORD_ONLY:
             break
         leading += 1
-    return _Inputs(
+    return Inputs(
         {name: tensors[name] for name in ordered[:leading]}, {name: tensors[name] for name in ordered[leading:]}
     )

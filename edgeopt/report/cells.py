@@ -49,9 +49,9 @@ class Row:
 
 
 def rows_of(document: Mapping[str, Any]) -> tuple[Row, ...]:
-    """Rows in the order a person reads them: baseline, winner, fallbacks by rank, outside, failed, left out."""
+    """Rows in the order a person reads them: baseline, winner, fallbacks by rank, outside, failed."""
     order = {name: rank for rank, name in enumerate([document["winner"], *document["fallbacks"]])}
-    kinds = ("chosen", "inside", "outside", "failed", "skipped")
+    kinds = ("chosen", "inside", "outside", "failed")
 
     def place(candidate: Mapping[str, Any]) -> tuple[Any, ...]:
         latency = _value(candidate, "p50")
@@ -63,18 +63,25 @@ def rows_of(document: Mapping[str, Any]) -> tuple[Row, ...]:
         )
 
     baseline = next((c for c in document["candidates"] if c["id"] == document["baseline"]), None)
-    return tuple(_row(c, document, baseline) for c in sorted(document["candidates"], key=place))
+    built = [candidate for candidate in document["candidates"] if candidate["status"] != "skipped"]
+    return tuple(_row(candidate, document, baseline) for candidate in sorted(built, key=place))
+
+
+def left_out_lines(document: Mapping[str, Any]) -> list[str]:
+    """The combinations that were not built, and why."""
+    skipped = [candidate for candidate in document["candidates"] if candidate["status"] == "skipped"]
+    return [plain(f"{candidate['id']} left out: {'; '.join(candidate['reasons'])}") for candidate in skipped]
 
 
 def summary_of(document: Mapping[str, Any]) -> list[str]:
-    """The verdict in words, ties, how near each came when nothing is inside, the time spent, where it all is."""
+    """The verdict in words, ties, how near each came that is outside, warnings, the time spent."""
     lines = [f"{'Winner: ' + document['winner'] if document['winner'] else 'No winner'}: {document['why']}."]
     for candidate in document["candidates"]:
         if candidate["status"] in ("outside", "failed"):
             nearest = " (nearest)" if candidate["id"] == document["nearest"] else ""
             lines.append(f"  {candidate['id']}{nearest} {candidate['status']}: {'; '.join(candidate['reasons'])}")
             if candidate.get("log"):
-                lines.append(f"    log: {document['run']}/{candidate['log']}")
+                lines.append(f"    log: {candidate['log']} in the run's folder")
     for warning in document.get("warnings", []):
         lines.append(f"Warning: {warning}")
     seconds, reused = document["seconds"], document["reused"]
@@ -84,9 +91,7 @@ def summary_of(document: Mapping[str, Any]) -> list[str]:
         f"Built in {seconds['build']:.1f} s ({built}), measured in {seconds['measure']:.1f} s ({measured}), "
         f"{seconds['total']:.1f} s in all."
     )
-    if document["run"]:
-        lines.append(f"Run: {document['run']}" + (f"   Bundle: {document['run']}/best" if document["winner"] else ""))
-    return lines
+    return [plain(line) for line in lines]
 
 
 def budget_lines(document: Mapping[str, Any]) -> list[str]:
@@ -162,7 +167,7 @@ def _row(candidate: Mapping[str, Any], document: Mapping[str, Any], baseline: Ma
 
 def _verdict(candidate: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     status, name = candidate["status"], candidate["id"]
-    told = "left out" if status == "skipped" else str(status)
+    told = str(status)
     if name == document["baseline"]:
         told = f"baseline, {told}"
     if name in document["ties"]:
@@ -170,7 +175,7 @@ def _verdict(candidate: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     if status == "outside":
         broken = [judged["quantity"] for judged in candidate["budget"] if not judged["passed"]]
         return f"{told}: {', '.join(broken)}"
-    return told if status != "skipped" else f"{told}: {'; '.join(candidate['reasons'])}"
+    return told
 
 
 def _value(candidate: Mapping[str, Any], name: str) -> float | None:

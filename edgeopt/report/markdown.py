@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgeopt.report.cells import COLUMNS, budget_lines, rows_of, summary_of
+from edgeopt.report.cells import COLUMNS, budget_lines, left_out_lines, rows_of, summary_of
+from edgeopt.text import plain
 
 
 def render(document: Mapping[str, Any]) -> str:
@@ -18,11 +19,13 @@ def render(document: Mapping[str, Any]) -> str:
     for row in rows_of(document):
         cells = [_safe(row.cells[column.key]) for column in columns]
         lines.append("| " + " | ".join(f"**{c}**" if row.status == "chosen" and c else c for c in cells) + " |")
+    if left_out := left_out_lines(document):
+        lines += ["", *(f"- {_safe(line)}" for line in left_out)]
     if limits := budget_lines(document):
         lines += ["", "Budgets: " + "; ".join(limits)]
     return "\n".join(lines) + "\n"
 
 
 def _safe(text: object) -> str:
-    """Text that cannot break out of its cell."""
-    return "".join(f"\\{c}" if c in "|`*<>" else c if c.isprintable() else " " for c in str(text))
+    """Text that cannot break out of its cell, nor make markup, links or images."""
+    return "".join(f"\\{c}" if c in "\\|`*<>[]&" else c for c in plain(text))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.report.cells import COLUMNS, Row, rows_of, summary_of
+from edgeopt.report.cells import COLUMNS, Row, left_out_lines, rows_of, summary_of
+from edgeopt.text import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,7 +18,7 @@ WIDE, WIDEST = 110, 140  # columns from which on more and all of the table is sh
 MORE = ("p95", "smaller", "memory")
 VERDICT_WIDTH = 18
 
-_STYLES = {"chosen": "bold green", "inside": "", "outside": "yellow", "failed": "red", "skipped": "dim"}
+_STYLES = {"chosen": "bold green", "inside": "", "outside": "yellow", "failed": "red"}
 
 
 def print_result(document: Mapping[str, Any], console: Console) -> None:
@@ -24,13 +26,13 @@ def print_result(document: Mapping[str, Any], console: Console) -> None:
     from rich.text import Text
 
     rows = rows_of(document)
-    shown = [row for row in rows if row.status != "skipped"]
-    console.print(_table(document, shown, width=console.width))
-    for row in rows:
-        if row.status == "skipped":
-            console.print(Text(f"{row.id}: {row.cells['verdict']}", style="dim"), soft_wrap=True)
+    console.print(_table(document, rows, width=console.width))
+    for line in left_out_lines(document):
+        console.print(Text(line, style="dim"), soft_wrap=True)
     for line in summary_of(document):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(Text(line), soft_wrap=True)
+    run = plain(os.path.relpath(document["run"]))
+    console.print(Text(f"Run: {run}" + (f"   Bundle: {run}/best" if document["winner"] else "")), soft_wrap=True)
 
 
 def _table(document: Mapping[str, Any], rows: Sequence[Row], *, width: int) -> Table:
@@ -40,7 +42,7 @@ def _table(document: Mapping[str, Any], rows: Sequence[Row], *, width: int) -> T
 
     room = [c for c in COLUMNS if not c.optional or width >= (WIDE if c.key in MORE else WIDEST)]
     columns = [column for column in room if any(row.cells[column.key] for row in rows)]
-    title = Text(f"{document['recipe']} on {document['target']}", style="bold")
+    title = Text(plain(f"{document['recipe']} on {document['target']}"), style="bold")
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
     for column in columns:
         table.add_column(

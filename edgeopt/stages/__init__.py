@@ -43,6 +43,7 @@ class StageJob:
     "quantize") to the folders of what they made, so that a stage can go back to the float model. `samples` maps a role
     ("calibration") to a folder that `edgeopt.samples.Samples` reads. `progress(fraction, text)` tells how far the
     step is: a fraction of one, or None where it cannot be known. Files are written below `out`, which is empty.
+    `model` and `weights` name the source as the recipe does, absolute, for stages that make its torch module again.
     """
 
     choice: str
@@ -54,6 +55,8 @@ class StageJob:
     target: Target
     out: Path
     progress: Callable[[float | None, str], None]
+    model: str = ""
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,11 @@ class Produced:
 
 
 class Stage(Protocol):
-    """The module of a stage."""
+    """The module of a stage.
+
+    Two names are optional. `USES_MODULE = True`: it makes the source's torch module again (`edgeopt.modules`), so that
+    what the source is made of is among its inputs. `is_identity(choice, options)`: whether there is nothing to do.
+    """
 
     VERSION: int
 
@@ -98,6 +105,17 @@ class Stage(Protocol):
     def run(self, job: StageJob) -> Produced:
         """Do the step. Raises StageError (UnsupportedOperator names the operator)."""
         ...
+
+
+def uses_module(name: str) -> bool:
+    """Whether a stage makes the source's torch module again."""
+    return bool(getattr(find(name), "USES_MODULE", False))
+
+
+def is_identity(name: str, choice: str, options: Any) -> bool:
+    """Whether an alternative of a stage passes the model through: the choice "none", and what the stage says."""
+    asked = getattr(find(name), "is_identity", None)
+    return choice == "none" or (asked is not None and bool(asked(choice, options)))
 
 
 def find(name: str) -> Stage:

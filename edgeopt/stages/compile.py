@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from edgeopt import compilers
@@ -11,8 +11,29 @@ from edgeopt.stages import Options, Produced, StageJob
 VERSION = 1
 
 
+class _Choices(Mapping[str, type[Options]]):
+    """Every compiler's options, each compiler loaded when it is asked for: one that cannot be costs nobody else."""
+
+    def __init__(self) -> None:
+        self._names = compilers.names()
+
+    def __getitem__(self, name: str) -> type[Options]:
+        if name not in self._names:
+            raise KeyError(name)
+        return compilers.find(name).CompileOptions
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def choices() -> Mapping[str, type[Options]]:
-    return {name: compilers.find(name).CompileOptions for name in compilers.COMPILERS}
+    return _Choices()
 
 
 def tools(choice: str, options: Any) -> Sequence[str]:
