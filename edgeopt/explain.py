@@ -60,7 +60,8 @@ def explain(recipe: Recipe) -> list[dict[str, Any]]:
     digests: dict[str, str] = {}
     for role, source in made.data.items():
         entry = pipeline.find_data(source, recipe, store)
-        found.append(_judged(f"data:{role}", pipeline.data_inputs(source, recipe), entry, store))
+        inputs = pipeline.data_inputs(source, recipe)
+        found.append(_judged(f"data:{role}", _with_sources(inputs, source.location, store), entry, store))
         if entry:
             digests[role] = pipeline.prepared(entry).digest
     artifacts: dict[str, Artifact] = {}
@@ -69,7 +70,8 @@ def explain(recipe: Recipe) -> list[dict[str, Any]]:
     if example is None or example in digests:
         digest = digests.get(example) if example else None
         entry = pipeline.find_import(recipe, digest, store)
-        found.append(_judged(IMPORT, pipeline.import_inputs(recipe, digest), entry, store))
+        inputs = pipeline.import_inputs(recipe, digest)
+        found.append(_judged(IMPORT, _with_sources(inputs, recipe.model, store), entry, store))
         if entry:
             artifacts[IMPORT] = pipeline.built(entry).artifact
             made_of = pipeline.source_of(entry)
@@ -100,6 +102,11 @@ def sentence(step: Mapping[str, Any]) -> str:
     return f"{step['id']}: to build: {changed or 'a source file changed'}"
 
 
+def _with_sources(inputs: dict[str, Any], location: str, store: Store) -> dict[str, Any]:
+    """With the digests of the source files as they are now, where it is known which these are."""
+    return dict(store.recalled(inputs, pipeline.place_of(location)) or inputs)
+
+
 def _judged(name: str, inputs: Mapping[str, Any], entry: Entry | None, store: Store) -> dict[str, Any]:
     differences = None
     if entry is None and (nearest := store.nearest(inputs)) is not None:
@@ -113,7 +120,7 @@ def _waiting(name: str, what: str) -> dict[str, Any]:
 
 def _differences(stored: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[dict[str, Any]]:
     for key in sorted(set(stored) | set(now)):
-        if key == "sources":
+        if key == "sources" and key not in now:
             continue  # known only once the code has run; the sentence says so
         before, after = stored.get(key), now.get(key)
         if isinstance(before, dict) and isinstance(after, dict):

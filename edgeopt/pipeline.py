@@ -23,7 +23,7 @@ from edgeopt.nearby import nearby
 from edgeopt.plan import IMPORT, Plan, PlanStep
 from edgeopt.recipe import DataSource, Recipe
 from edgeopt.schedule import Done, Job, Observer
-from edgeopt.stages import Produced, StageJob, import_model
+from edgeopt.stages import StageJob, import_model
 from edgeopt.store import Entry, Made, Store, source_digests
 from edgeopt.target import Target
 
@@ -68,7 +68,7 @@ class Workers:
             process = self._start(function, args, self.log_of(job), python)
             self._live.add(process)
         try:
-            with process:
+            with placed({worker.DISK: str(self.store.root)}), process:
                 return process.result(lambda fraction, text: self.observer.progressed(job, fraction, text))
         except EdgeoptError:
             if self._stopped:
@@ -132,12 +132,12 @@ def example_role(made: Plan) -> str | None:
 
 def find_data(source: DataSource, recipe: Recipe, store: Store) -> Entry | None:
     """Prepared samples that are in the store already."""
-    return store.find_recalled(data_inputs(source, recipe), _place(source.location))
+    return store.find_recalled(data_inputs(source, recipe), place_of(source.location))
 
 
 def find_import(recipe: Recipe, sample_digest: str | None, store: Store) -> Entry | None:
     """The imported model that is in the store already."""
-    return store.find_recalled(import_inputs(recipe, sample_digest), _place(recipe.model))
+    return store.find_recalled(import_inputs(recipe, sample_digest), place_of(recipe.model))
 
 
 def find_step(
@@ -256,7 +256,7 @@ def _data_job(role: str, source: DataSource, recipe: Recipe, store: Store, worke
             late = _remember(store, inputs, result.pop("sources"), source.location)
             return Made({**result, "digest": digest_of_files(out)}, late)
 
-        entry, reused = store.build(inputs, make, place=_place(source.location), stopping=workers.stopping)
+        entry, reused = store.build(inputs, make, place=place_of(source.location), stopping=workers.stopping)
         return Done(prepared(entry), reused)
 
     return Job(job, (), run, fatal=True)
@@ -281,7 +281,7 @@ def _import(made_plan: Plan, example: Prepared | None, store: Store, workers: Wo
         late = _remember(store, inputs, result["sources"], recipe.model)
         return Made({"artifact": artifact.to_json()}, late)
 
-    entry, reused = store.build(inputs, make, place=_place(recipe.model), stopping=workers.stopping)
+    entry, reused = store.build(inputs, make, place=place_of(recipe.model), stopping=workers.stopping)
     return Done(built(entry), reused)
 
 
@@ -340,20 +340,7 @@ def run_stage(args: Mapping[str, Any], channel: worker.Channel) -> dict[str, Any
         model=args["model"],
         weights=args["weights"],
     )
-    return produced_to_json(stage.run(job))
-
-
-def produced_to_json(produced: Produced) -> dict[str, Any]:
-    return {
-        "format": produced.format,
-        "main": produced.main,
-        "inputs": [spec.to_json() for spec in produced.inputs],
-        "outputs": [spec.to_json() for spec in produced.outputs],
-        "precision": produced.precision,
-        "runtime": dict(produced.runtime),
-        "details": dict(produced.details),
-        "for_this_target": produced.for_this_target,
-    }
+    return stage.run(job).to_json()
 
 
 def _artifact(
@@ -379,11 +366,11 @@ def _remember(store: Store, inputs: Mapping[str, Any], sources: Sequence[str], l
     """Source files that the work was found to depend on, as late inputs of the store's entry."""
     if not sources:
         return None
-    store.remember(inputs, {"sources": list(sources)}, _place(location))
+    store.remember(inputs, {"sources": list(sources)}, place_of(location))
     return source_digests(sources)
 
 
-def _place(location: str) -> str:
+def place_of(location: str) -> str:
     """Where source files are looked for: beside the file, on PYTHONPATH, and for a "package.module" here."""
     here = "" if Path(location).is_absolute() else str(Path.cwd())
     return os.pathsep.join([location, os.environ.get("PYTHONPATH", ""), here])

@@ -202,7 +202,7 @@ def _tree(transforms: list[RecipeStep], steps: dict[str, PlanStep], left_out: di
         grown: dict[tuple[str, str], None] = {}
         for parent, precision in tips:
             for alternative in transform.alternatives:
-                if alternative.choice == "none":
+                if stages.is_identity(transform.stage, alternative.choice, alternative.options):
                     grown[parent, precision] = None
                 elif step := _step(transform.stage, alternative, parent, precision, steps, left_out):
                     grown[step.id, step.precision] = None

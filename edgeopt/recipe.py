@@ -61,6 +61,8 @@ class Alternative:
 
     def _told(self, name: str, value: Any) -> str:
         """A word that one option alone may have stands for itself; other values go by their name."""
+        if name in (own := self.options.told()):
+            return own[name]
         text = str(value)
         short = re.sub(r"[^A-Za-z0-9.]+", "", text)
         owners = sum(value in get_args(f.annotation) for f in type(self.options).model_fields.values())

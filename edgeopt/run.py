@@ -228,7 +228,7 @@ class _Work:
             session,
             {"build": built_at - started, "measure": time.monotonic() - built_at},
             {**{key: value.reused for key, value in done.items()}, evaluation.MEASURE: session_reused},
-            self._warnings(session),
+            self._warnings(session, done),
             logs,
         )
 
@@ -261,8 +261,12 @@ class _Work:
         jobs = [*(step.id for step in steps), evaluation.quality_job_id(candidate.id)]
         return next((log for job in reversed(jobs) if (log := self.workers.log_of(job)).exists()), None)
 
-    def _warnings(self, session: SessionResult | None) -> list[str]:
+    def _warnings(self, session: SessionResult | None, done: Mapping[str, Done]) -> list[str]:
         told: dict[str, None] = {}
+        for role, source in self.plan.data.items():
+            count = done[f"data:{role}"].value.count
+            if source.samples and count < source.samples:
+                told[f"{role} has {count} samples, {source.samples} were asked for"] = None
         if "validation" not in self.plan.recipe.data:
             told["there is no validation data: quality is taken on the data that calibrated"] = None
         for outcome in session.outcomes.values() if session else ():

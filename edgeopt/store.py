@@ -179,11 +179,16 @@ class Store:
 
     def find_recalled(self, inputs: Inputs, place: str = "") -> Entry | None:
         """`find`, with the digests of the source files that are remembered for these inputs as they are now."""
-        hint = self.recall(inputs, place)
-        if hint is None or "sources" not in hint:
-            return self.find(inputs)
-        late = source_digests(hint["sources"])
-        return None if late is None else self.find({**inputs, **late})
+        full = self.recalled(inputs, place)
+        return None if full is None else self.find(full)
+
+    def recalled(self, inputs: Inputs, place: str = "") -> Inputs | None:
+        """These inputs with the digests of the source files that are remembered for them; None where one is gone."""
+        sources = (self.recall(inputs, place) or {}).get("sources")
+        if not isinstance(sources, list):
+            return inputs
+        late = source_digests(sources)
+        return None if late is None else {**inputs, **late}
 
     def entries(self) -> Iterator[Entry]:
         """Every entry, unverified."""
@@ -204,7 +209,7 @@ class Store:
         with self._exclusive():
             kept, removed = 0, []
             for entry in sorted(self.entries(), key=lambda e: e.used, reverse=True):
-                if kept + entry.size_bytes <= limit_bytes:
+                if not removed and kept + entry.size_bytes <= limit_bytes:
                     kept += entry.size_bytes
                 else:
                     removed.append(entry)
@@ -306,7 +311,7 @@ def source_digests(sources: Sequence[str]) -> dict[str, Any] | None:
     try:
         found = {f"{number}:{Path(file).name}": sha256_of_file(Path(file)) for number, file in enumerate(sources)}
         return {"sources": found}
-    except OSError:
+    except (OSError, TypeError):
         return None
 
 

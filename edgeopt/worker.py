@@ -21,6 +21,7 @@ import importlib
 import json
 import os
 import queue
+import re
 import select
 import signal
 import subprocess
@@ -32,13 +33,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, cast
 
-from edgeopt.errors import EdgeoptError, WorkerCrashed, from_json
+from edgeopt.errors import EdgeoptError, InputError, StageError, WorkerCrashed, from_json
 
 Progress = Callable[[Optional[float], str], None]
 
 POLL_SECONDS = 0.2
 LONGEST_LINE_BYTES = 64 << 20
 LONGEST_LOG_BYTES = 16 << 20
+DISK = "disk"  # the `where` of the error of a full one: the parent knows what it gave the worker to write in
+_SHORT_WRITE = re.compile(r"^\d+ requested and \d+ written")  # numpy's words for a full disk, without an errno
 _PR_SET_PDEATHSIG = 1
 _CODE_OF_ZIPAPP = """
 import sys
@@ -371,22 +374,26 @@ def main() -> int:
     try:
         result = getattr(importlib.import_module(module), function)(job["args"], Channel(write, inbox))
         write({"result": result})
-    except EdgeoptError as error:
-        traceback.print_exc()
-        write({"error": error.to_json()})
-    except MemoryError:
-        traceback.print_exc()
-        write({"error": WorkerCrashed("the worker process ran out of memory").to_json()})
-    except OSError as error:
-        traceback.print_exc()
-        kind = "InputError" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "StageError"
-        write({"error": {"type": kind, "message": _first_line(error), "where": None, "remedy": None}})
     except Exception as error:
-        traceback.print_exc()
-        write({"error": {"type": "StageError", "message": _first_line(error), "where": None, "remedy": None}})
-    sys.stdout.flush()
-    sys.stderr.flush()
+        with contextlib.suppress(OSError):  # a full disk takes no log, and the error is told all the same
+            traceback.print_exc()
+        write({"error": _told(error).to_json()})
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(0)  # vendors' threads and destructors may hang or crash at interpreter shutdown; the work is done
+
+
+def _told(error: BaseException) -> EdgeoptError:
+    """An exception of a job as the parent is told it."""
+    if isinstance(error, EdgeoptError):
+        return error
+    if isinstance(error, MemoryError):
+        return WorkerCrashed("the worker process ran out of memory")
+    if isinstance(error, OSError) and (error.errno in (errno.ENOSPC, errno.EDQUOT) or _SHORT_WRITE.search(str(error))):
+        remedy = "Free some, run `edgeopt cache gc`, or point EDGEOPT_CACHE to another disk."
+        return InputError("no space left for what the worker writes", where=DISK, remedy=remedy)
+    return StageError(_first_line(error))
 
 
 def _first_line(error: BaseException) -> str:

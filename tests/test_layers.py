@@ -46,6 +46,8 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
         "edgeopt.formats.counting",
         "edgeopt.formats.canonical",
         "edgeopt.formats.exporting",
+        "edgeopt.formats.onnx_node",
+        "edgeopt.formats.onnx_layers",
         "edgeopt.formats.onnx_operators",
     ),
     "edgeopt.devices": (),

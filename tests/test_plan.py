@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeopt import backends, plan, yaml
@@ -171,6 +171,7 @@ choices = st.sampled_from(
 compiles = st.sampled_from(["onnxruntime", "{openvino: {precision: [auto, bf16, fp16]}}", "tflite", "openvino"])
 
 
+@settings(max_examples=30)
 @given(st.lists(choices, min_size=1, max_size=3), st.lists(compiles, min_size=1, max_size=4))
 def test_ids_are_unique_and_the_same_every_time(quantize: list[str], compile: list[str]) -> None:
     text = f"""

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from edgeopt.errors import InputError, StageError
+from edgeopt.errors import InputError, Interrupted, StageError
 from edgeopt.store import Entry, Made, Store, default_root, key_of, source_digests
 
 INPUTS = {"stage": "quantize", "choice": "int8", "options": {"a": 1}}
@@ -246,6 +246,33 @@ def test_two_threads_that_want_the_same_build_it_once(store: Store) -> None:
     assert made == [1]
 
 
+def test_waiting_for_another_run_ends_when_this_one_is_stopped(store: Store) -> None:
+    def meanwhile(folder: Path) -> Made:
+        with pytest.raises(Interrupted):
+            Store(store.root).build(INPUTS, refuse, stopping=lambda: True)
+        return making()(folder)
+
+    assert not store.build(INPUTS, meanwhile)[1]
+
+
+def test_a_run_sweeps_up_what_dead_ones_left_and_nothing_of_the_living(store: Store) -> None:
+    dead = store.root / "partial" / key_of({"dead": 1})
+    dead.mkdir()
+    log = store.root / "logs" / "1-old.log"
+    log.write_text("")
+    os.utime(log, (0, 0))
+
+    def living(folder: Path) -> Made:
+        with Store(store.root).in_use():
+            assert folder.exists()
+            assert not dead.exists()
+            assert not log.exists()
+        return making()(folder)
+
+    store.build(INPUTS, living)
+    assert store.find(INPUTS) is not None
+
+
 def used(store: Store, name: str, at: int) -> Entry:
     entry = build(store, {"name": name})
     os.utime(entry.folder / "entry.json", (at, at))
@@ -346,6 +373,13 @@ def test_an_edited_source_misses_and_the_old_text_hits_again(store: Store, sourc
     source.write_text(before)
     assert remembering(store, source)[1]
     assert len(list(store.entries())) == 2
+
+
+def test_the_same_inputs_in_another_place_have_hints_of_their_own(store: Store, source: Path) -> None:
+    store.remember(INPUTS, {"sources": [str(source)]}, place="/here")
+    assert store.recall(INPUTS, "/here") == {"sources": [str(source)]}
+    assert store.recall(INPUTS, "/there") is None
+    assert store.recall(INPUTS) is None
 
 
 def test_a_source_that_is_gone_misses(store: Store, source: Path) -> None:

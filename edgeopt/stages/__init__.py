@@ -24,6 +24,7 @@ from edgeopt.errors import InputError
 from edgeopt.target import Target
 
 STAGES: dict[str, str] = {
+    "prune": "edgeopt.stages.prune",
     "quantize": "edgeopt.stages.quantize",
     "compile": "edgeopt.stages.compile",
 }
@@ -33,6 +34,11 @@ class Options(BaseModel):
     """The base of every stage's options: unknown keys are errors, values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def told(self) -> Mapping[str, str]:
+        """{option: what it adds to the name of a candidate where it is not at its default}, for options told otherwise
+        than by name and value. Unlike values give unlike words."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,18 @@ class Produced:
     runtime: Mapping[str, Any] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     for_this_target: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": self.format,
+            "main": self.main,
+            "inputs": [spec.to_json() for spec in self.inputs],
+            "outputs": [spec.to_json() for spec in self.outputs],
+            "precision": self.precision,
+            "runtime": dict(self.runtime),
+            "details": dict(self.details),
+            "for_this_target": self.for_this_target,
+        }
 
 
 class Stage(Protocol):

@@ -11,7 +11,6 @@ from typing import Any
 
 from edgeopt import formats
 from edgeopt.formats import ModelRef
-from edgeopt.stages import Produced
 from edgeopt.worker import Channel
 
 VERSION = 1
@@ -29,7 +28,7 @@ def run(args: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """
     importer = formats.importer(args["model"])
     imported = importer.to_onnx(_ref(args), _folder(args.get("samples")), Path(args["out"]), channel.progress)
-    return {"produced": _to_json(imported.produced), "sources": [str(path) for path in imported.sources]}
+    return {"produced": imported.produced.to_json(), "sources": [str(path) for path in imported.sources]}
 
 
 def inspect(args: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
@@ -45,16 +44,3 @@ def _ref(args: Mapping[str, Any]) -> ModelRef:
 
 def _folder(name: str | None) -> Path | None:
     return Path(name) if name else None
-
-
-def _to_json(produced: Produced) -> dict[str, Any]:
-    return {
-        "format": produced.format,
-        "main": produced.main,
-        "inputs": [spec.to_json() for spec in produced.inputs],
-        "outputs": [spec.to_json() for spec in produced.outputs],
-        "precision": produced.precision,
-        "runtime": dict(produced.runtime),
-        "details": dict(produced.details),
-        "for_this_target": produced.for_this_target,
-    }

@@ -125,4 +125,5 @@ COPYING = Copying()
 CLOSED = Backend(at_load=close_pipes)
 LOUD = Backend(at_load=shout)
 GARBAGE = Backend(at_load=write_garbage)
+STUCK = Backend(before=lambda calls: hang() if calls == 24 else time.sleep(0.004))  # in the session, after the quality
 ORPHAN = Backend(at_load=leave_an_orphan)
