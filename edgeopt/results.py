@@ -9,13 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from edgeopt.artifact import Artifact
+from edgeopt.bench.session import SessionResult
 from edgeopt.budget import Budget, Choice, Scored, choose, judge
 from edgeopt.errors import EdgeoptError
 from edgeopt.measurement import Comparison, Drop, Measurement
+from edgeopt.pipeline import Built, Prepared
 from edgeopt.plan import Candidate, Plan
+from edgeopt.store import Entry
 
 SCHEMA = 1
 
@@ -52,6 +56,31 @@ class Outcome:
     error: EdgeoptError | None
     log: str | None = None
     counts: Mapping[str, int | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What was built and measured.
+
+    `plan` is as it was run: its baseline may be another than the one planned. `builds` are by step, `qualities` (the
+    store's entries, with outputs) and `logs` by candidate. `reused` says of each job whether it was there already.
+    """
+
+    plan: Plan
+    outcomes: Mapping[str, Outcome]
+    builds: Mapping[str, Built]
+    qualities: Mapping[str, Entry]
+    samples: Prepared | None
+    session: SessionResult | None
+    seconds: Mapping[str, float]
+    reused: Mapping[str, bool]
+    session_reused: bool
+    warnings: Sequence[str]
+    logs: Mapping[str, Path]
+
+    def compare(self, a: str, b: str) -> Comparison | None:
+        """Whether candidate b is faster than a; None where they never took turns."""
+        return self.session.compare(a, b) if self.session else None
 
 
 def values(outcome: Outcome) -> dict[str, float | None]:
@@ -91,19 +120,11 @@ def decide(outcomes: Mapping[str, Outcome], budget: Budget, compare: CompareTwo)
     return choose(scored, budget, compare_two)
 
 
-def document(
-    plan: Plan,
-    outcomes: Mapping[str, Outcome],
-    choice: Choice,
-    compare: CompareTwo,
-    run: str,
-    times: Mapping[str, float],
-    reused: Mapping[str, Any],
-    warnings: Sequence[str] = (),
-) -> dict[str, Any]:
-    """The whole result as plain JSON; see `candidate_json` for one candidate."""
+def document(result: RunResult, choice: Choice, run: str, times: Mapping[str, float]) -> dict[str, Any]:
+    """The whole result as plain JSON; see `candidate_json` for one candidate. `run` is the run directory."""
+    plan, outcomes = result.plan, result.outcomes
     budget = plan.recipe.budget
-    speedups = {name: compare(plan.baseline, name) for name in outcomes if name != plan.baseline}
+    speedups = {name: result.compare(plan.baseline, name) for name in outcomes if name != plan.baseline}
     rows = [candidate_json(o, choice, budget, speedups.get(name), plan.baseline) for name, o in outcomes.items()]
     rows += [_skipped(name, reason) for name, reason in plan.left_out.items()]
     return {
@@ -120,8 +141,12 @@ def document(
         "budget": budget.to_json(),
         "candidates": rows,
         "seconds": dict(times),
-        "reused": dict(reused),
-        "warnings": list(warnings),
+        "reused": {
+            "steps": sum(result.reused.values()),
+            "of": len(result.reused),
+            "measurements": result.session_reused,
+        },
+        "warnings": list(result.warnings),
     }
 
 

@@ -7,89 +7,22 @@ it is whole, or it is not there.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgeopt import catalog, devices, evaluation, pipeline, plan, rundir, yaml
+from edgeopt import devices, evaluation, pipeline, plan, rundir
 from edgeopt.bench.session import SessionResult
 from edgeopt.errors import BudgetError, EdgeoptError, InputError, StageError
 from edgeopt.pipeline import Built, Prepared, Workers
 from edgeopt.plan import IMPORT, Candidate, Plan
-from edgeopt.recipe import Recipe, resolve
+from edgeopt.recipe import Recipe
 from edgeopt.report.live import Display
-from edgeopt.results import CompareTwo, Outcome, decide, document
+from edgeopt.results import Outcome, RunResult, decide, document
 from edgeopt.schedule import Done, Job, run_all
 from edgeopt.store import Entry, Store, default_root
 from edgeopt.target import Target
-
-DEFAULT_LEVEL = "full"
-
-
-def read_recipe(
-    what: str,
-    *,
-    level: str | None,
-    target: str | None,
-    data: str | None,
-    weights: str | None,
-    budget: Sequence[str],
-    base: Path,
-) -> Recipe:
-    """A recipe file, or a model with a level; flags that are given go over what the file says."""
-    if what.endswith((".yaml", ".yml")):
-        for flag, value, key in (
-            ("--level", level, "steps"),
-            ("--data", data, "data"),
-            ("--weights", weights, "weights"),
-        ):
-            if value is not None:
-                raise InputError(
-                    f"{flag} is for a model without a recipe",
-                    remedy=f"Leave {flag} out, and change `{key}:` in {what}.",
-                )
-        document = _with_flags(yaml.load(Path(what)), target, _limits(budget))
-        return resolve(document, base=Path(what).resolve().parent, name=Path(what).stem)
-    shipped = catalog.level(level or DEFAULT_LEVEL)
-    written: dict[str, Any] = {
-        "model": what,
-        "weights": weights,
-        "data": {"calibration": {"from": data, "samples": 300}, "validation": data} if data else None,
-        "steps": shipped["steps"],
-        "target": target,
-        "budget": {**shipped.get("budget", {}), **_limits(budget)} if data else _limits(budget),
-    }
-    written = {key: value for key, value in written.items() if value is not None}
-    name = Path(what.rpartition(":")[0] or what).stem
-    flags = {(key,): f"--{key}" for key in ("weights", "data", "target", "budget")}
-    document = yaml.Document("command line", written, flags=flags)
-    return resolve(document, base=base, name=name, backends_optional=True)
-
-
-def _with_flags(document: yaml.Document, target: str | None, limits: Mapping[str, str]) -> yaml.Document:
-    """A recipe's document in which options of the command line stand over what the file says."""
-    if not isinstance(document.value, dict):
-        return document
-    value, flags = dict(document.value), dict(document.flags)
-    if target is not None:
-        value["target"] = target
-        flags["target",] = "--target"
-    written = value.get("budget") or {}
-    if limits and isinstance(written, dict):
-        value["budget"] = {**written, **limits}
-        flags.update({("budget", name): "--budget" for name in limits})
-    return replace(document, value=value, flags=flags)
-
-
-def _limits(budget: Sequence[str]) -> dict[str, str]:
-    limits = {}
-    for text in budget:
-        name, equals, bound = text.partition("=")
-        if not equals:
-            raise InputError(f"--budget {text!r}: write it like --budget 'latency p95=5 ms'")
-        limits[name.strip()] = bound.strip()
-    return limits
 
 
 def convert(recipe: Recipe, *, output: Path | None, remeasure: bool, display: Display) -> dict[str, Any]:
@@ -115,10 +48,8 @@ def convert(recipe: Recipe, *, output: Path | None, remeasure: bool, display: Di
             work = _Work(made, store, target, device, display, remeasure)
             result = work.run()
         times = {**result.seconds, "total": time.monotonic() - started}
-        outcomes, compare = result.outcomes, result.compare
-        choice = decide(outcomes, recipe.budget, compare)
-        final = str(folder.final)
-        found = document(result.plan, outcomes, choice, compare, final, times, result.reuse, result.warnings)
+        choice = decide(result.outcomes, recipe.budget, result.compare)
+        found = document(result, choice, str(folder.final), times)
         rundir.write(folder, found, result, target)
     return found
 
@@ -129,33 +60,6 @@ def exit_code(found: Mapping[str, Any]) -> int:
         return 0
     tried = [c for c in found["candidates"] if c["status"] != "skipped"]
     return StageError.exit_code if all(c["status"] == "failed" for c in tried) else BudgetError.exit_code
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What was built and measured: the plan as it was run, an outcome for each candidate, and how to compare two."""
-
-    plan: Plan
-    outcomes: Mapping[str, Outcome]
-    builds: Mapping[str, Built]
-    qualities: Mapping[str, Entry]
-    samples: Prepared | None
-    session: SessionResult | None
-    seconds: Mapping[str, float]
-    reused: Mapping[str, bool]
-    warnings: Sequence[str]
-    logs: Mapping[str, Path]
-
-    @property
-    def reuse(self) -> dict[str, Any]:
-        """How much was there already."""
-        steps = [was for job, was in self.reused.items() if job != evaluation.MEASURE]
-        return {"steps": sum(steps), "of": len(steps), "measurements": self.reused[evaluation.MEASURE]}
-
-    @property
-    def compare(self) -> CompareTwo:
-        session = self.session
-        return lambda a, b: session.compare(a, b) if session else None
 
 
 class _Work:
@@ -179,58 +83,61 @@ class _Work:
         built_at = time.monotonic()
         done = {key: value for key, value in results.items() if isinstance(value, Done)}
         errors = {key: value for key, value in results.items() if isinstance(value, EdgeoptError)}
-        builds = {s.id: done[s.id].value for s in self.plan.steps if s.id in done}
-        entries = {
+        builds: dict[str, Built] = {step.id: done[step.id].value for step in self.plan.steps if step.id in done}
+        entries: dict[str, Entry] = {
             c.id: done[job].value for c in self.plan.candidates if (job := evaluation.quality_job_id(c.id)) in done
         }
+        samples: Prepared = done["data:validation"].value
+        ready = {c.id: builds[c.step] for c in self.plan.candidates if c.id in entries}
+        session, session_reused = self._measure(ready, samples) if ready else (None, False)
+        for name, error in (evaluation.failures(session) if session else {}).items():
+            errors[name] = error
+        logs = {c.id: log for c in self.plan.candidates if (log := self._log(c, errors, session))}
         quality = evaluation.qualities(entries, self.plan.baseline)
-        samples: Prepared | None = done["data:validation"].value if "data:validation" in done else None
-        ready = {c.id: builds[c.step] for c in self.plan.candidates if c.id in quality and c.step in builds}
-        session: SessionResult | None = None
-        session_reused = False
-        if ready and samples:
-            session, session_reused = evaluation.measure(
-                self.plan,
-                ready,
-                samples,
-                self.plan.recipe.measure,
-                self.store,
-                self.workers,
-                self.device,
-                self.target,
-                self.display,
-                again=self.remeasure,
+        outcomes = {
+            c.id: Outcome(
+                candidate=c,
+                artifact=builds[c.step].artifact if c.step in builds else None,
+                measurement=session.outcomes[c.id].measurement if session and c.id in ready else None,
+                quality=quality.get(c.id),
+                error=self._error(c, errors),
+                log=f"log/{logs[c.id].name}" if c.id in logs else None,
+                counts=self._counts(c, done),
             )
-        failed_later = evaluation.failures(session) if session else {}
-        outcomes, logs = {}, {}
-        for candidate in self.plan.candidates:
-            name, job = candidate.id, evaluation.quality_job_id(candidate.id)
-            error = failed_later.get(name) or errors.get(job) or errors.get(candidate.step)
-            built = builds.get(candidate.step)
-            log = self._log(candidate, session if name in failed_later else None) if error else None
-            if log:
-                logs[name] = log
-            outcomes[name] = Outcome(
-                candidate,
-                built.artifact if built else None,
-                session.outcomes[name].measurement if session and name in session.outcomes and not error else None,
-                quality.get(name),
-                error,
-                f"log/{log.name}" if log else None,
-                self._counts(candidate, done),
-            )
+            for c in self.plan.candidates
+        }
         return RunResult(
-            self.plan,
-            outcomes,
-            builds,
-            entries,
-            samples,
-            session,
-            {"build": built_at - started, "measure": time.monotonic() - built_at},
-            {**{key: value.reused for key, value in done.items()}, evaluation.MEASURE: session_reused},
-            self._warnings(session, done),
-            logs,
+            plan=self.plan,
+            outcomes=outcomes,
+            builds=builds,
+            qualities=entries,
+            samples=samples,
+            session=session,
+            seconds={"build": built_at - started, "measure": time.monotonic() - built_at},
+            reused={key: value.reused for key, value in done.items()},
+            session_reused=session_reused,
+            warnings=self._warnings(session, done),
+            logs=logs,
         )
+
+    def _measure(self, ready: Mapping[str, Built], samples: Prepared) -> tuple[SessionResult, bool]:
+        return evaluation.measure(
+            self.plan,
+            ready,
+            samples,
+            self.plan.recipe.measure,
+            self.store,
+            self.workers,
+            self.device,
+            self.target,
+            self.display,
+            again=self.remeasure,
+        )
+
+    def _error(self, candidate: Candidate, errors: Mapping[str, EdgeoptError]) -> EdgeoptError | None:
+        """What went wrong last on a candidate's way: measuring, quality, or the step it needs."""
+        jobs = (candidate.id, evaluation.quality_job_id(candidate.id), candidate.step)
+        return next((errors[job] for job in jobs if job in errors), None)
 
     def _build(self) -> dict[str, Done | EdgeoptError]:
         """All jobs. Where the baseline fails, the next untouched model is the baseline, and what is done is reused."""
@@ -253,9 +160,13 @@ class _Work:
         told = [done[step].value.artifact.details for step in way if step in done]
         return {what: next((d[what] for d in reversed(told) if what in d), None) for what in ("parameters", "macs")}
 
-    def _log(self, candidate: Candidate, session: SessionResult | None) -> Path | None:
+    def _log(
+        self, candidate: Candidate, errors: Mapping[str, EdgeoptError], session: SessionResult | None
+    ) -> Path | None:
         """What was printed by the worker that a candidate failed in: the session's, or the last one that ran."""
-        if session:
+        if self._error(candidate, errors) is None:
+            return None
+        if session and candidate.id in errors:
             return session.outcomes[candidate.id].log
         steps = self.plan.lineage(self.plan.step(candidate.step))
         jobs = [*(step.id for step in steps), evaluation.quality_job_id(candidate.id)]

@@ -20,17 +20,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from edgeopt import __version__, bundle
 from edgeopt.errors import InputError
 from edgeopt.report import html, markdown
-from edgeopt.results import Outcome
+from edgeopt.results import Outcome, RunResult
 from edgeopt.samples import Samples
 from edgeopt.target import Target
-
-if TYPE_CHECKING:
-    from edgeopt.run import RunResult
 
 GOLDEN_SAMPLES = 4
 RUNS = "runs"

@@ -207,7 +207,8 @@ class Store:
         Raises InputError while another run uses the store.
         """
         with self._exclusive():
-            kept, removed = 0, []
+            kept = 0
+            removed: list[Entry] = []
             for entry in sorted(self.entries(), key=lambda e: e.used, reverse=True):
                 if not removed and kept + entry.size_bytes <= limit_bytes:
                     kept += entry.size_bytes

@@ -22,7 +22,7 @@ from edgeopt.plan import Plan, make
 from edgeopt.recipe import resolve
 from edgeopt.report import html, markdown, terminal
 from edgeopt.report.cells import rows_of, summary_of
-from edgeopt.results import Outcome, Quality, decide, document, values
+from edgeopt.results import Outcome, Quality, RunResult, decide, document, values
 
 HOSTILE = "<script>alert(1)</script>|`x`*\\|<img src=x>[a](http://b)&lt;\x1b[2J\x07\r\n\u202e"
 MACHINE = Machine("cpu", "x86_64", 2, 2**33, None, "Linux", "3.11")
@@ -71,14 +71,13 @@ def outcomes(plan: Plan, *, slower: float = 1.0) -> dict[str, Outcome]:
     return found
 
 
-def result(plan: Plan | None = None, found: Mapping[str, Outcome] | None = None, **changes: Any) -> dict[str, Any]:
-    plan = plan or planned()
-    found = found or outcomes(plan)
+class Timed(RunResult):
+    """A result whose candidates are compared by their p50 alone: there was no session."""
 
-    def compare(a: str, b: str) -> Comparison | None:
+    def compare(self, a: str, b: str) -> Comparison | None:
         times = {
             name: outcome.measurement.latency.percentiles["p50"]
-            for name, outcome in found.items()
+            for name, outcome in self.outcomes.items()
             if outcome.measurement
         }
         one, other = times.get(a), times.get(b)
@@ -87,9 +86,15 @@ def result(plan: Plan | None = None, found: Mapping[str, Outcome] | None = None,
         times_faster = one.value / other.value
         return Comparison("faster" if times_faster > 1 else "slower", Ratio(times_faster, None, None, "clean", 8), 0.03)
 
-    choice = decide(found, plan.recipe.budget, compare)
-    times, reused = {"build": 1.0, "measure": 2.0, "total": 3.0}, {"steps": 1, "of": 2, "measurements": False}
-    return {**document(plan, found, choice, compare, "/runs/r", times, reused), **changes}
+
+def result(plan: Plan | None = None, found: Mapping[str, Outcome] | None = None, **changes: Any) -> dict[str, Any]:
+    plan = plan or planned()
+    found = found or outcomes(plan)
+    seconds = {"build": 1.0, "measure": 2.0}
+    reused = {"import": True, "import/compile=onnxruntime": False}
+    timed = Timed(plan, found, {}, {}, None, None, seconds, reused, False, (), {})
+    choice = decide(found, plan.recipe.budget, timed.compare)
+    return {**document(timed, choice, "/runs/r", {**seconds, "total": 3.0}), **changes}
 
 
 def by_id(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -271,7 +271,7 @@ def test_every_runtime_builds_the_same_bytes_from_a_torch_model(tmp_path):
     recipe = command.RECIPE.replace("model.onnx", "model.py:build").replace("openvino]", "openvino, tflite]")
     running = []
     for name in ("one", "other"):
-        folder = project(tmp_path / name / "deeper" * (name == "other"), recipe)
+        folder = project(tmp_path / name, recipe)
         (folder / "sizes.py").write_text(HELPER)
         (folder / "model.py").write_text(FACTORY)
         running.append(start(folder, tmp_path / f"cache of {name}"))

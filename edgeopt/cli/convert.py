@@ -43,10 +43,10 @@ def convert(
       edgeopt convert model.onnx --level quantization --data samples.npz \\
           --budget "latency p95=5 ms"
     """
-    from edgeopt import dryrun, run
+    from edgeopt import dryrun, request, run
     from edgeopt.report.live import display
 
-    recipe = run.read_recipe(
+    recipe = request.read_recipe(
         what, level=level, target=target, data=data, weights=weights, budget=budget or (), base=Path.cwd()
     )
     if dry_run:

@@ -1,0 +1,264 @@
+"""Recovery of what pruning cost: the network is trained to do what a teacher does, the original model by default.
+
+    - distill: {epochs: 5, temperature: 4, alpha: 0.7, augment: flip_shift}
+    - distill: {teacher: bigger.onnx, labels: required}
+    - distill: {finetune: my_training.py:train}       a training loop of the user's own
+
+Without labels the teacher alone is followed. The validation data is never read here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from edgeopt import backends, formats, modules, teacher, training
+from edgeopt.artifact import TensorSpec
+from edgeopt.errors import InputError
+from edgeopt.formats import ModelRef, canonical
+from edgeopt.objective import LossOptions
+from edgeopt.samples import Samples
+from edgeopt.stages import Location, Options, Produced, StageJob
+from edgeopt.training import TrainingData, TrainingOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+VERSION = 1
+USES_MODULE = True
+RECOVERS = True
+
+ORIGINAL = "original"
+TEACHERS_BACKENDS = ("openvino", "onnxruntime")
+
+
+class DistillOptions(Options):
+    """How to train.
+
+    `alpha` is the weight of the teacher against that of the labels, `temperature` how soft the teacher's classes are
+    made. `loss`: "auto" takes kl for class scores and mse for other outputs. `learning_rate` is the peak of one cycle.
+    `augment`: random flips, shifts by up to a 14th, or crops of the training images. `ema`: decay of the averaged
+    weights, 0 for none. `patience`: epochs without a better held-out loss, after which it stops; 0 for never.
+    `samples`: so many of the training samples, drawn by `seed`; None takes all. `labels`: "required" refuses data
+    without. `teacher`: "original", or a model file. `finetune`: a function of the user's, called with model, teacher
+    and data, that returns the trained model. `always`: also where nothing was pruned.
+    """
+
+    epochs: int = Field(default=5, ge=1, le=10_000)
+    temperature: float = Field(default=4.0, gt=0, le=100)
+    alpha: float = Field(default=0.7, ge=0, le=1)
+    loss: Literal["auto", "kl", "mse", "cosine"] = "auto"
+    learning_rate: float = Field(default=2e-3, gt=0)
+    batch: int = Field(default=128, ge=1)
+    augment: Literal["none", "flip", "shift", "crop", "flip_shift"] = "none"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    ema: float = Field(default=0.99, ge=0, lt=1)
+    patience: int = Field(default=5, ge=0)
+    samples: int | None = Field(default=None, ge=2)
+    labels: Literal["optional", "required"] = "optional"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    teacher: Location = ORIGINAL
+    finetune: Location | None = None
+    seed: int = Field(default=0, ge=0)
+    always: bool = False
+
+    def told(self) -> Mapping[str, str]:
+        return {"epochs": f"distill{self.epochs}"}
+
+
+def choices() -> Mapping[str, type[Options]]:
+    return {"": DistillOptions}
+
+
+def tools(choice: str, options: Any) -> Sequence[str]:
+    """torch's, and the backend that runs the teacher, where one is installed."""
+    names = [backends.find(name).DISTRIBUTION for name in TEACHERS_BACKENDS]
+    return (*modules.TOOLS, *[name for name in names if backends.version(name)][:1])
+
+
+def files(choice: str, options: Any) -> Sequence[str]:
+    named = [options.finetune] if options.finetune else []
+    return [*named, *([options.teacher] if options.teacher != ORIGINAL else [])]
+
+
+def sample_roles(choice: str, options: Any, precision: str) -> Sequence[str]:
+    return ("train",)
+
+
+def objection(choice: str, options: Any, precision: str) -> str | None:
+    if precision == "int8":
+        return "the model is quantized already: distill comes before quantize"
+    return None
+
+
+def precision(choice: str, options: Any, precision: str) -> str:
+    return precision
+
+
+def run(job: StageJob) -> Produced:
+    """Requires training samples. Ensures a model of the same signature and structure, with other weights.
+
+    The same model, samples and options give the same bytes on the same machine, also when the worker was killed on the
+    way and the step is done again.
+    """
+    options: DistillOptions = job.options
+    job.progress(0.0, "making the torch module")
+    student = modules.load(job)
+    data, notes = _data(job, student)
+    with tempfile.TemporaryDirectory() as scratch:
+        guide = _teacher(job, Path(scratch))
+        if options.finetune:
+            student, details = _finetuned(job, student, guide, data)
+        else:
+            details = _trained(job, student, guide, data)
+        details["teacher"] = {"model": Path(options.teacher).name, "backend": guide.backend}
+    told = [*notes, *details.pop("notes", ())]
+    history = [*modules.history(job), {"stage": "distill"}]
+    return modules.save(
+        job, student, history, job.samples["train"], {**details, **({"training_notes": told} if told else {})}
+    )
+
+
+def _trained(job: StageJob, student: Any, guide: teacher.Teacher, data: TrainingData) -> dict[str, Any]:
+    options: DistillOptions = job.options
+    result = training.train(
+        student,
+        guide,
+        data,
+        TrainingOptions(
+            epochs=options.epochs,
+            batch=_batch(job),
+            rate=options.learning_rate,
+            loss=LossOptions(options.loss, options.temperature, options.alpha, options.label_smoothing),
+            augment=options.augment,
+            ema=options.ema,
+            patience=options.patience,
+            seed=options.seed,
+            bf16=None if options.precision == "auto" else options.precision == "bf16",
+        ),
+        job.scratch,
+        job.progress,
+    )
+    return {
+        "epochs": len(result.epochs),
+        "best_epoch": result.best_epoch,
+        "held_out": {
+            "metric": result.metric,
+            "samples": result.held_out,
+            "before": result.score_before,
+            "after": result.score_after,
+            "loss_before": result.loss_before,
+            "loss_after": result.loss_after,
+        },
+        "history": [[e.number, e.loss, e.held_out_loss, e.score] for e in result.epochs],
+        "losses": list(result.losses),
+        "training_samples": result.samples,
+        "training_seconds": round(result.seconds, 1),
+        "images_per_s": None if result.images_per_s is None else round(result.images_per_s, 1),
+        "resumed_after_epoch": result.resumed_after,
+        "computed": dict(result.settings),
+        "notes": result.notes,
+    }
+
+
+def _data(job: StageJob, student: Any) -> tuple[TrainingData, list[str]]:
+    """The training samples in the order of the model's inputs, and what has to be told of them."""
+    import numpy as np
+
+    options: DistillOptions = job.options
+    samples = Samples(job.samples["train"])
+    labels = samples.labels()
+    if labels is None and options.labels == "required":
+        raise InputError(
+            "distill: the recipe says `labels: required`, and the training data has none",
+            remedy="Add an array `labels` of class indices to the training data, or leave that option out.",
+        )
+    raw = {name: samples.raw(name) for name in samples.inputs}
+    count = len(samples)
+    chosen = np.arange(count)
+    if options.samples is not None and options.samples < count:
+        chosen = np.sort(np.random.default_rng(options.seed).permutation(count)[: options.samples])
+
+    def bound(indices: Array) -> tuple[list[Any], dict[str, Any]]:
+        batch = {name: samples.preprocess.apply(values[chosen[indices]]) for name, values in raw.items()}
+        return modules.arguments(job, student, batch)
+
+    def inputs(indices: Array) -> list[Array]:
+        args, kwargs = bound(indices)
+        return [value.numpy() for value in (*args, *kwargs.values())]
+
+    keywords = tuple(bound(np.arange(1))[1])
+    notes = []
+    if labels is None and options.alpha < 1:
+        notes.append("the training data has no labels: the teacher alone is followed")
+    return TrainingData(len(chosen), inputs, None if labels is None else labels[chosen], keywords), notes
+
+
+def _batch(job: StageJob) -> int:
+    """Samples in a step: as the recipe says, or as many as the model takes where that is fixed."""
+    fixed = job.parent.inputs[0].shape[0] if job.parent.inputs else None
+    return fixed if isinstance(fixed, int) else int(job.options.batch)
+
+
+def _teacher(job: StageJob, scratch: Path) -> teacher.Teacher:
+    """The teacher, checked to take the model's inputs. Its outputs are compared with the student's by the training."""
+    options: DistillOptions = job.options
+    path, outputs = job.lineage["import"] / canonical.FILE, job.parent.outputs
+    inputs = job.parent.inputs
+    if options.teacher != ORIGINAL:
+        job.progress(None, "importing the teacher")
+        imported = formats.importer(options.teacher).to_onnx(
+            ModelRef(options.teacher), job.samples["train"], scratch, lambda _, text: job.progress(None, text)
+        )
+        path, inputs, outputs = scratch / imported.produced.main, imported.produced.inputs, imported.produced.outputs
+        _same(job.parent.outputs, outputs, "outputs")
+        _same(job.parent.inputs, inputs, "inputs")
+    threads = _threads()
+    rough = options.loss == "kl" or (options.loss == "auto" and all(len(spec.shape) == 2 for spec in outputs))
+    return teacher.load(path, (inputs, outputs), threads, rough=rough)
+
+
+def _same(student: Sequence[TensorSpec], found: Sequence[TensorSpec], what: str) -> None:
+    if [spec.shape[1:] for spec in student] != [spec.shape[1:] for spec in found]:
+        sides = [", ".join(map(str, specs)) for specs in (student, found)]
+        raise InputError(
+            f"the teacher has other {what} than the model\nmodel: {sides[0]}\nteacher: {sides[1]}",
+            remedy=f"Take a teacher with the same {what}, in the same order.",
+        )
+
+
+def _threads() -> int:
+    import torch
+
+    return int(torch.get_num_threads())
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The training data as the user's own loop gets it: a dataset that torch.utils.data.DataLoader takes.
+
+    `data[i]` is the tuple of the model's inputs for one sample, with its label last where there are labels.
+    """
+
+    data: TrainingData
+    indices: Any
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[Any, ...]:
+        return tuple(value[0] for value in self.__getitems__([position])[0:1][0:1]) if False else self._sample(position)
+
+    def _sample(self, position: int) -> tuple[Any, ...]:
+        import torch
+
+        index = self.indices[position : position + 1]
+        inputs = tuple(torch.from_numpy(value)[0] for value in self.data.inputs(index))
+        return inputs if self.data.labels is None else (*inputs, int(self.data.labels[index][0]))
