@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         code = app(arguments, prog_name="edgeopt", standalone_mode=False)
+        if code == Interrupted.exit_code:  # typer makes a return of KeyboardInterrupt
+            return _interrupted()
         return code if isinstance(code, int) else 0
     except EdgeoptError as error:
         return _fail(error, as_json="--json" in arguments)

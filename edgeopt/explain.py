@@ -83,6 +83,7 @@ def explain(recipe: Recipe) -> list[dict[str, Any]]:
             found.append(_waiting(step.id, absent or step.parent))
             continue
         inputs = plan.step_inputs(step, artifacts[step.parent], {r: digests[r] for r in step.roles}, target, made_of)
+        inputs = _with_sources(inputs, pipeline.code_of(step), store)
         entry = store.find(inputs)
         found.append(_judged(step.id, inputs, entry, store))
         if entry:

@@ -9,15 +9,17 @@ it what makes the torch module again without a pickle:
 
 The module is the source's own: the factory is run again, or the imported ONNX is brought into torch. Then each entry of
 the history sets attributes of its layers ("out_channels" of "stages.0.conv1" is 16), and the weights are loaded, name
-for name, with new shapes in those layers alone.
+for name, with the shapes that they have.
 
 This module knows nothing of how a network is pruned or trained.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +98,25 @@ def arguments(job: StageJob, module: Any, batch: Mapping[str, Array]) -> tuple[l
     return list(inputs.positional.values()), dict(inputs.keyword)
 
 
+def largest_batch(job: StageJob, module: Any, samples: Samples) -> int | None:
+    """How many samples the module takes at once, None where it takes any number.
+
+    Graphs from ONNX may hold reshapes to fixed sizes, which fix the batch at 1.
+    """
+    import torch
+
+    first = [spec.shape[0] for spec in job.parent.inputs if spec.shape]
+    if fixed := [size for size in first if isinstance(size, int)]:
+        return fixed[0]
+    args, kwargs = arguments(job, module, samples.batch(0, 2))
+    with torch.no_grad(), redirect_stderr(io.StringIO()):  # torch.fx prints what it raises
+        try:
+            module(*args, **kwargs)
+        except RuntimeError:
+            return 1
+    return None
+
+
 def save(
     job: StageJob, module: Any, history: History, samples_folder: Path, details: Mapping[str, Any] | None = None
 ) -> Produced:
@@ -159,10 +180,8 @@ def _restore(module: Any, history: Sequence[Mapping[str, Any]], weights: Path) -
     except (SafetensorError, OSError) as error:
         raise CorruptArtifact(f"{weights.name} cannot be read: {error}") from error
     layers = dict(module.named_modules())
-    touched = set()
     for entry in history:
         for name, values in entry.get("attributes", {}).items():
-            touched.add(name)
             for key, value in values.items():
                 setattr(layers[name], key, tuple(value) if isinstance(value, list) else value)
     own = _tensors(module)
@@ -177,7 +196,7 @@ def _restore(module: Any, history: Sequence[Mapping[str, Any]], weights: Path) -
     live = module.state_dict(keep_vars=True)
     for name, tensor in stored.items():
         old = live[name]
-        if old.shape != tensor.shape and name.rpartition(".")[0] not in touched:
+        if old.shape != tensor.shape and not history:
             raise CorruptArtifact(f"{weights.name} does not fit the model: {name} has the shape {list(tensor.shape)}")
         new = torch.nn.Parameter(tensor, old.requires_grad) if isinstance(old, torch.nn.Parameter) else tensor
         for layer, key in places[id(old)]:

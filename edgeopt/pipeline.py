@@ -149,7 +149,8 @@ def find_step(
     source: Mapping[str, Any],
 ) -> Entry | None:
     """A built step that is in the store already. `source` is that of `source_of`."""
-    return store.find(plan.step_inputs(step, parent, {role: digests[role] for role in step.roles}, target, source))
+    inputs = plan.step_inputs(step, parent, {role: digests[role] for role in step.roles}, target, source)
+    return store.find_recalled(inputs, place_of(code_of(step)))
 
 
 def source_of(imported: Entry) -> dict[str, Any]:
@@ -193,6 +194,9 @@ def check_inputs(recipe: Recipe) -> None:
     import_inputs(recipe, None)
     for source in recipe.data.values():
         data_inputs(source, recipe)
+    for stage, alternative in ((step.stage, a) for step in recipe.steps for a in step.alternatives):
+        for location in stages.files(stage, alternative.choice, alternative.options):
+            stages.digest(location)
     for tool in import_model.tools(recipe.model):
         if backends.version(tool) is None:
             raise MissingDependency(
@@ -253,6 +257,8 @@ def _data_job(role: str, source: DataSource, recipe: Recipe, store: Store, worke
             }
             with placed({"preprocess": recipe.places.get("preprocess")}):
                 result = workers.call(job, "edgeopt.data:prepare", args)
+            if data_inputs(source, recipe) != inputs:
+                raise _changed(source.location)
             late = _remember(store, inputs, result.pop("sources"), source.location)
             return Made({**result, "digest": digest_of_files(out)}, late)
 
@@ -276,6 +282,8 @@ def _import(made_plan: Plan, example: Prepared | None, store: Store, workers: Wo
         }
         with placed({canonical.SAMPLES: shown}):
             result = workers.call(IMPORT, "edgeopt.stages.import_model:run", args)
+        if import_inputs(recipe, inputs["samples"]) != inputs:
+            raise _changed(recipe.model)
         made_by = MadeBy(IMPORT, import_model.VERSION, {"model": recipe.model.rpartition("/")[2]}, inputs["tools"])
         artifact = _artifact(result["produced"], out, None, made_by, None)
         late = _remember(store, inputs, result["sources"], recipe.model)
@@ -312,13 +320,16 @@ def _step_job(step: PlanStep, made: Plan, store: Store, workers: Workers, target
                 "out": str(out),
                 "model": made.recipe.model,
                 "weights": made.recipe.weights,
+                "scratch": str(store.checkpoints(inputs)),
             }
             result = workers.call(step.id, "edgeopt.pipeline:run_stage", args)
             made_by = MadeBy(step.stage, inputs["version"], {step.choice: inputs["options"]}, inputs["tools"])
             artifact = _artifact(result, out, parent.artifact, made_by, target)
-            return Made({"artifact": artifact.to_json()})
+            late = _remember(store, inputs, result["sources"], code_of(step))
+            return Made({"artifact": artifact.to_json()}, late)
 
-        entry, reused = store.build(inputs, make, stopping=workers.stopping)
+        entry, reused = store.build(inputs, make, place=place_of(code_of(step)), stopping=workers.stopping)
+        store.forget_checkpoints(inputs)
         return Done(built(entry), reused)
 
     return Job(step.id, needs, run)
@@ -339,6 +350,7 @@ def run_stage(args: Mapping[str, Any], channel: worker.Channel) -> dict[str, Any
         progress=channel.progress,
         model=args["model"],
         weights=args["weights"],
+        scratch=Path(args["scratch"]),
     )
     return stage.run(job).to_json()
 
@@ -368,6 +380,18 @@ def _remember(store: Store, inputs: Mapping[str, Any], sources: Sequence[str], l
         return None
     store.remember(inputs, {"sources": list(sources)}, place_of(location))
     return source_digests(sources)
+
+
+def _changed(location: str) -> InputError:
+    """What was made of a file must not be kept under the digest of another content."""
+    return InputError(
+        f"{location} or what belongs to it changed while it was read", remedy="Run the same command again."
+    )
+
+
+def code_of(step: PlanStep) -> str:
+    """The first location that a step's options name, beside which its source files are; "" where they name none."""
+    return next(iter(stages.files(step.stage, step.choice, step.options)), "")
 
 
 def place_of(location: str) -> str:

@@ -152,6 +152,7 @@ def step_inputs(
     """
     stage = stages.find(step.stage)
     version = compilers.find(step.choice).VERSION if step.stage == "compile" else stage.VERSION
+    files = [stages.digest(location) for location in stages.files(step.stage, step.choice, step.options)]
     return {
         "stage": step.stage,
         "choice": step.choice,
@@ -162,6 +163,7 @@ def step_inputs(
         "tools": {tool: backends.version(tool) for tool in stage.tools(step.choice, step.options)},
         "target": {"arch": target.arch, "isa": list(target.isa), "precisions": list(target.precisions)},
         **({"source": dict(source or {})} if stages.uses_module(step.stage) else {}),
+        **({"files": files} if files else {}),
     }
 
 
@@ -198,11 +200,14 @@ def _missing(alternative: Alternative) -> str | None:
 def _tree(transforms: list[RecipeStep], steps: dict[str, PlanStep], left_out: dict[str, str]) -> list[tuple[str, str]]:
     """Every (step id, precision) that the transforms lead to, the steps on the way added to `steps`."""
     tips = [(IMPORT, SOURCE_PRECISION)]
-    for transform in transforms:
+    for position, transform in enumerate(transforms):
         grown: dict[tuple[str, str], None] = {}
         for parent, precision in tips:
             for alternative in transform.alternatives:
-                if stages.is_identity(transform.stage, alternative.choice, alternative.options):
+                unchanged = position > 0 and parent == IMPORT
+                if stages.is_identity(transform.stage, alternative.choice, alternative.options) or (
+                    unchanged and stages.recovers(transform.stage, alternative.options)
+                ):
                     grown[parent, precision] = None
                 elif step := _step(transform.stage, alternative, parent, precision, steps, left_out):
                     grown[step.id, step.precision] = None

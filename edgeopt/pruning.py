@@ -11,11 +11,12 @@ This module knows nothing of recipes or of how accuracy is regained.
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -208,8 +209,9 @@ class Prunable:
             before = _shapes(self.call(self.module))
         with self._undone(), torch.no_grad():
             try:
-                self._remove(group, indices, Pruned())
-                after = _shapes(self.call(self.module))
+                with redirect_stderr(io.StringIO()):  # torch.fx prints what it raises
+                    self._remove(group, indices, Pruned())
+                    after = _shapes(self.call(self.module))
             except Exception as error:  # the user's code, with shapes that it may not have thought of
                 return f"the model does not run with fewer channels: {_first_line(error)}"
         return None if after == before else "the model's outputs would have other shapes"
@@ -367,6 +369,30 @@ def _output_layers(module: Any, call: Call, layers: Sequence[Any]) -> list[Any]:
                 continue  # behind a grouped convolution the channels are still those of the output
         stack.extend(following for following, _ in step.next_functions)
     return list(found)
+
+
+@contextmanager
+def constants_traced(module: Any) -> Iterator[None]:
+    """Per-channel constants of the module's own (a buffer that outputs are multiplied with) are parameters inside, and
+    so are seen by the tracing and lose their channels with the others."""
+    import torch
+
+    found = []
+    for layer in module.modules():
+        if type(layer).__module__.startswith("torch.nn."):
+            continue
+        for name, buffer in layer._buffers.items():
+            if buffer is not None and buffer.is_floating_point() and sum(size > 1 for size in buffer.shape) == 1:
+                found.append((layer, name, name not in layer._non_persistent_buffers_set))
+    for layer, name, _ in found:
+        value = layer._buffers.pop(name)
+        layer.register_parameter(name, torch.nn.Parameter(value))
+    try:
+        yield
+    finally:
+        for layer, name, persistent in found:
+            value = layer._parameters.pop(name)
+            layer.register_buffer(name, value.detach(), persistent=persistent)
 
 
 @contextmanager

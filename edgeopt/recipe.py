@@ -431,7 +431,8 @@ class _Reader:
             return
         for combination in itertools.product(*many):
             try:
-                yield Alternative(choice, kind(**dict(combination)))
+                context = {"locate": lambda text: locate(text, self.base)}
+                yield Alternative(choice, kind.model_validate(dict(combination), context=context))
             except ValidationError as error:
                 for detail in error.errors(include_url=False):
                     self._wrong((*place, *detail["loc"]), _explain(detail, kind))

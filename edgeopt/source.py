@@ -92,7 +92,7 @@ def _raised(error: BaseException, what: str, place: str) -> InputError:
     """The user's own frame nearest to the error, else `place`, and its text."""
     if isinstance(error, SyntaxError) and error.filename:
         return InputError(
-            f"{error.filename}:{error.lineno}: this is not valid Python: {error.msg}",
+            f"{error.filename}:{error.lineno}: not valid Python: {error.msg}",
             remedy="Mend that line, or the one above.",
         )
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(Path(f.filename))]

@@ -5,6 +5,7 @@
     <root>/locks/<key>         held while a key is built, so that two runs build it once
     <root>/hints/<key>.json    the source files that user code was found to load (see `Store.remember`)
     <root>/logs/               what workers printed
+    <root>/checkpoints/<key>/  what a worker that was killed left for the next one; gone when the key is built
 
 A key is the sha256 of a step's inputs as canonical JSON: whatever changes the result is among them. Failures are never
 stored. The store knows nothing of models or measurements.
@@ -151,6 +152,14 @@ class Store:
             assert entry is not None
             return entry, False
 
+    def checkpoints(self, inputs: Inputs) -> Path:
+        """The folder, not made yet, where a build with these inputs may keep how far it is."""
+        return self.root / "checkpoints" / key_of(inputs)
+
+    def forget_checkpoints(self, inputs: Inputs) -> None:
+        """Remove that folder."""
+        shutil.rmtree(self.checkpoints(inputs), ignore_errors=True)
+
     def remove(self, inputs: Inputs) -> None:
         """Drop the entry with these inputs, if there is one."""
         self._discard(self.root / "entries" / key_of(inputs))
@@ -220,6 +229,8 @@ class Store:
                 for name in ("partial", "locks", *(("hints", "logs") if limit_bytes == 0 else ())):
                     shutil.rmtree(self.root / name, ignore_errors=True)
                     (self.root / name).mkdir()
+                if limit_bytes == 0:
+                    shutil.rmtree(self.root / "checkpoints", ignore_errors=True)
             return removed, kept
 
     @contextlib.contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,13 +61,12 @@ class Teacher:
 
 
 def load(
-    model: Path, signature: tuple[Sequence[TensorSpec], Sequence[TensorSpec]], threads: int, *, rough: bool
+    model: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], threads: int, *, rough: bool
 ) -> Teacher:
     """The teacher of a canonical ONNX file with that signature. `rough` allows bf16.
 
     Raises StageError where nothing that is installed runs it.
     """
-    inputs, outputs = tuple(signature[0]), tuple(signature[1])
     refusals: list[str] = []
     for name, open_session in _ways(model, threads, rough):
         try:
@@ -74,7 +74,7 @@ def load(
         except EdgeoptError as error:
             refusals.append(f"{name}: {error.message}")
             continue
-        return Teacher(name, inputs, outputs, run)
+        return Teacher(name, tuple(inputs), tuple(outputs), run)
     raise StageError("\n".join(["nothing here runs the teacher", *refusals]), remedy="Install openvino or onnxruntime.")
 
 
@@ -82,11 +82,11 @@ def _ways(model: Path, threads: int, rough: bool) -> list[tuple[str, Callable[[]
     ways: list[tuple[str, Callable[[], Run]]] = []
     gpu = _gpu()
     if gpu:
-        ways.append((f"torch {gpu}", lambda: _torch(model, gpu)))
+        ways.append((f"torch {gpu}", partial(_torch, model, gpu)))
     for name, precision in (("openvino", "bf16"), ("openvino", "f32"), ("onnxruntime", "")):
         if backends.status(name).usable and (rough or precision != "bf16"):
-            ways.append((f"{name} {precision}".strip(), lambda n=name, p=precision: _session(n, model, p, threads)))
-    return [*ways, ("torch cpu", lambda: _torch(model, "cpu"))]
+            ways.append((f"{name} {precision}".strip(), partial(_session, name, model, precision, threads)))
+    return [*ways, ("torch cpu", partial(_torch, model, "cpu"))]
 
 
 def _session(name: str, model: Path, precision: str, threads: int) -> Run:

@@ -127,7 +127,7 @@ def train(
     training, held_out = split(data.count, options.held_out, options.seed)
     notes: list[str] = []
     placed = _place(student, data, held_out[: options.batch], options)
-    evaluation = _Evaluation(student, teacher, data, held_out, options, placed)
+    evaluation = Evaluation(student, teacher, data, held_out, options, placed)
     objective = evaluation.objective
     cached = _teacher_outputs(teacher, data, training, options, progress)
     batch = min(options.batch, len(training))
@@ -218,6 +218,13 @@ def train(
     )
 
 
+def threads() -> int:
+    """That torch computes with."""
+    import torch
+
+    return int(torch.get_num_threads())
+
+
 def split(count: int, fraction: float, seed: int) -> tuple[Array, Array]:
     """Indices to train on and indices held out, both sorted; drawn by `seed`. Raises InputError below two samples."""
     import numpy as np
@@ -241,13 +248,13 @@ def schedule(step: int, steps: int, warm_up: float) -> float:
 
 
 @dataclass(frozen=True)
-class _Placement:
+class Placement:
     """Where and in which form the student computes."""
 
     device: str
-    bf16: bool
-    channels_last: bool
-    keywords: tuple[str, ...]
+    bf16: bool = False
+    channels_last: bool = False
+    keywords: tuple[str, ...] = ()
 
     def outputs(self, student: Any, inputs: Sequence[Any], *, exact: bool = False) -> list[Any]:
         """Run the student; `exact` is in float32."""
@@ -274,7 +281,7 @@ class _Placement:
         return {"device": self.device, "bf16": self.bf16, "channels_last": self.channels_last}
 
 
-def _place(student: Any, data: TrainingData, indices: Array, options: TrainingOptions) -> _Placement:
+def _place(student: Any, data: TrainingData, indices: Array, options: TrainingOptions) -> Placement:
     """Move the student to where it trains, each speed-up tried first: code that reshapes may not take channels_last.
 
     Measured on the Fashion-MNIST sample (batches of 128, 2 cores with AMX, microseconds an image for a whole step):
@@ -286,11 +293,11 @@ def _place(student: Any, data: TrainingData, indices: Array, options: TrainingOp
     bf16 = options.bf16 if options.bf16 is not None else _has_fast_bf16(device)
     four = any(parameter.ndim == 4 for parameter in student.parameters())
     last = options.channels_last if options.channels_last is not None else four
-    plain = _Placement(device, False, False, data.keywords)
+    plain = Placement(device, False, False, data.keywords)
     student.to(device).eval()
     inputs = [_tensor(value) for value in data.inputs(indices)]
     kinds = ((bf16, last), (bf16, False), (False, False))
-    for wanted in dict.fromkeys(_Placement(device, *kind, data.keywords) for kind in kinds):
+    for wanted in dict.fromkeys(Placement(device, *kind, data.keywords) for kind in kinds):
         student.to(memory_format=torch.channels_last if wanted.channels_last else torch.contiguous_format)
         try:
             with torch.no_grad():
@@ -313,7 +320,7 @@ def _has_fast_bf16(device: str) -> bool:
     return False
 
 
-class _Evaluation:
+class Evaluation:
     """Loss and score on the held-out samples. The teacher runs on them once."""
 
     def __init__(
@@ -323,7 +330,7 @@ class _Evaluation:
         data: TrainingData,
         indices: Array,
         options: TrainingOptions,
-        placed: _Placement,
+        placed: Placement,
     ) -> None:
         import torch
 

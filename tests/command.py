@@ -100,7 +100,7 @@ def start(folder: Path, cache: Path, *more: str, peak: Path | None = None) -> su
 def finish(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
     """The document that the command printed, after it has ended with `code`."""
     out, err = process.communicate(timeout=300)
-    assert process.returncode == code, f"exit code {process.returncode}: {err}"
+    assert process.returncode == code, f"exit code {process.returncode}: {err}\n{out}"
     found: dict[str, Any] = json.loads(out)
     return found
 

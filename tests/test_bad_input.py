@@ -399,7 +399,7 @@ def test_a_mistake_is_told_with_its_place_and_remedy(
     assert not tree(work.parent / "cache" / "partial")
 
 
-@pytest.mark.parametrize("case", [*COMMAND, *RECIPE], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*COMMAND, *RECIPE, *DATA[:1]], ids=lambda case: case.name)
 def test_with_json_a_mistake_is_one_document(
     case: Case, work: Path, edgeopt: Edgeopt, monkeypatch: pytest.MonkeyPatch
 ) -> None:

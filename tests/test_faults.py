@@ -150,7 +150,7 @@ def fill(disk: Path, leave_bytes: int) -> None:
     (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free - leave_bytes))
 
 
-@pytest.mark.parametrize("free_kib", [0, 60, 200, 240])
+@pytest.mark.parametrize("free_kib", [0, 60, 200])
 def test_a_full_disk_under_the_cache_is_the_users_to_mend(tmp_path, small_disk, free_kib):
     folder = project(tmp_path / "p", ONE_CANDIDATE)
     (small_disk / "cache").mkdir()
@@ -165,7 +165,7 @@ def test_a_full_disk_under_the_cache_is_the_users_to_mend(tmp_path, small_disk, 
 
 @pytest.mark.parametrize("free_kib", [32, 100])
 def test_a_full_disk_under_the_run_leaves_nothing_there(tmp_path, small_disk, free_kib):
-    folder = project(tmp_path / "p", ONE_CANDIDATE)
+    folder = project(tmp_path / "p", ONE_CANDIDATE.replace("rounds: 3", "rounds: 60"))  # 90 KiB of raw latencies
     fill(small_disk, free_kib << 10)
     process = start(folder, tmp_path / "cache", "--output", str(small_disk / "runs" / "one"))
     _, told = process.communicate(timeout=60)
@@ -203,9 +203,9 @@ def test_a_damaged_entry_is_noticed_dropped_and_built_again(tmp_path):
     second = convert(folder, cache)
     assert command.digests(second) == command.digests(first)
     assert command.built(second) == set(command.digests(first))
-    told = {f"the cache entry {entry.name[:12]} was damaged, and built again" for entry in entries}
-    assert told <= set(second["warnings"])
-    assert not told & set(convert(folder, cache)["warnings"])
+    wanted = f"{len(entries)} cache entries were damaged, and built again"
+    assert any(told.startswith(wanted) for told in second["warnings"])
+    assert not any("damaged" in told for told in convert(folder, cache)["warnings"])
 
 
 def test_a_damaged_hint_costs_a_build_and_no_more(tmp_path):

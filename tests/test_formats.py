@@ -219,7 +219,7 @@ class TestTorch:
         [
             (SMALL_NET, "biuld", "has no function 'biuld'", ""),
             ("def build():\n    return {}['weights']\n", "build", "KeyError: 'weights'", "net.py:2"),
-            ("def build(:\n", "build", "is not valid Python", "net.py:1"),
+            ("def build(:\n", "build", "not valid Python", "net.py:1"),
             ("import nothing_like_this\n", "build", "nothing_like_this", "net.py:1"),
             ("def build():\n    return 3\n", "build", "returns int, not a torch.nn.Module", ""),
             (

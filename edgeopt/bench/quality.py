@@ -102,13 +102,13 @@ def fidelity(reference: Path, out: Path) -> Dict[str, Any]:
     """
     names, given = _names(reference), _names(out)
     if len(names) != len(given):
-        raise InputError(f"the original has {len(names)} outputs, the candidate {len(given)}")
+        raise StageError(f"the original has {len(names)} outputs, the candidate {len(given)}")
     signal, noise = 0.0, 0.0
     worst: Optional[Tuple[float, str]] = None
     for index, name in enumerate(names):
         wanted, found = _load(reference, index), _load(out, index)
         if wanted.shape != found.shape:
-            raise InputError(
+            raise StageError(
                 f"output {name}: the original gives {list(wanted.shape)} for all samples, "
                 f"the candidate {list(found.shape)}"
             )

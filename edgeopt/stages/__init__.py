@@ -15,19 +15,32 @@ import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Annotated, Any, Protocol, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
-from edgeopt.artifact import Artifact, TensorSpec
-from edgeopt.errors import InputError
+from edgeopt.artifact import Artifact, TensorSpec, sha256_of_file
+from edgeopt.errors import EdgeoptError, InputError
 from edgeopt.target import Target
 
 STAGES: dict[str, str] = {
     "prune": "edgeopt.stages.prune",
+    "distill": "edgeopt.stages.distill",
     "quantize": "edgeopt.stages.quantize",
     "compile": "edgeopt.stages.compile",
 }
+
+
+def _located(value: str, info: ValidationInfo) -> str:
+    if not info.context:
+        return value
+    try:
+        return str(info.context["locate"](value))
+    except EdgeoptError as error:
+        raise ValueError(error.message) from None
+
+
+Location = Annotated[str, AfterValidator(_located)]  # of an option: a path or "file.py:function", absolute once read
 
 
 class Options(BaseModel):
@@ -50,6 +63,8 @@ class StageJob:
     ("calibration") to a folder that `edgeopt.samples.Samples` reads. `progress(fraction, text)` tells how far the
     step is: a fraction of one, or None where it cannot be known. Files are written below `out`, which is empty.
     `model` and `weights` name the source as the recipe does, absolute, for stages that make its torch module again.
+    `scratch` is a folder, not yet there, whose files outlive a worker that is killed: the same step done again finds
+    them. They are gone once the step is done.
     """
 
     choice: str
@@ -63,11 +78,15 @@ class StageJob:
     progress: Callable[[float | None, str], None]
     model: str = ""
     weights: str | None = None
+    scratch: Path | None = None
 
 
 @dataclass(frozen=True)
 class Produced:
-    """What a step wrote below its `out` folder. Fields as in `Artifact`."""
+    """What a step wrote below its `out` folder. Fields as in `Artifact`.
+
+    `sources` are the Python files that were found to decide it, where options named code of the user's.
+    """
 
     format: str
     main: str
@@ -77,6 +96,7 @@ class Produced:
     runtime: Mapping[str, Any] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     for_this_target: bool = False
+    sources: tuple[Path, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -88,14 +108,18 @@ class Produced:
             "runtime": dict(self.runtime),
             "details": dict(self.details),
             "for_this_target": self.for_this_target,
+            "sources": [str(path) for path in self.sources],
         }
 
 
 class Stage(Protocol):
     """The module of a stage.
 
-    Two names are optional. `USES_MODULE = True`: it makes the source's torch module again (`edgeopt.modules`), so that
+    Four names are optional. `USES_MODULE = True`: it makes the source's torch module again (`edgeopt.modules`), so that
     what the source is made of is among its inputs. `is_identity(choice, options)`: whether there is nothing to do.
+    `RECOVERS = True`: it makes good what the steps before it cost, and has nothing to do where all of them had nothing
+    to do, unless its option `always` is set. `files(choice, options)`: the locations that its options name, whose
+    content is among its inputs.
     """
 
     VERSION: int
@@ -134,6 +158,34 @@ def is_identity(name: str, choice: str, options: Any) -> bool:
     """Whether an alternative of a stage passes the model through: the choice "none", and what the stage says."""
     asked = getattr(find(name), "is_identity", None)
     return choice == "none" or (asked is not None and bool(asked(choice, options)))
+
+
+def recovers(name: str, options: Any) -> bool:
+    """Whether an alternative of a stage has nothing to do on a model that no step has changed."""
+    return bool(getattr(find(name), "RECOVERS", False)) and not getattr(options, "always", False)
+
+
+def files(name: str, choice: str, options: Any) -> Sequence[str]:
+    """The locations, files or "file.py:function", that the options of a stage name."""
+    asked = getattr(find(name), "files", None)
+    return () if asked is None else tuple(asked(choice, options))
+
+
+def digest(location: str) -> str:
+    """The sha256 of the file that an option names; the name itself for "package.module:function".
+
+    Raises InputError where there is no such file.
+    """
+    file, colon, function = location.rpartition(":")
+    path = Path(file if colon and function.isidentifier() and file else location)
+    if not path.suffix and not path.is_absolute():
+        return location
+    try:
+        return sha256_of_file(path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror}", remedy="Paths in a recipe are relative to its own folder."
+        ) from None
 
 
 def find(name: str) -> Stage:

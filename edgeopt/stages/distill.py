@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from edgeopt import backends, formats, modules, teacher, training
+from edgeopt import backends, finetuning, formats, modules, teacher, training
 from edgeopt.artifact import TensorSpec
 from edgeopt.errors import InputError
 from edgeopt.formats import ModelRef, canonical
@@ -112,40 +112,25 @@ def run(job: StageJob) -> Produced:
     job.progress(0.0, "making the torch module")
     student = modules.load(job)
     data, notes = _data(job, student)
+    sources: tuple[Path, ...] = ()
     with tempfile.TemporaryDirectory() as scratch:
         guide = _teacher(job, Path(scratch))
         if options.finetune:
-            student, details = _finetuned(job, student, guide, data)
+            student, details, sources = finetuning.run(
+                options.finetune, student, guide, data, _training_options(job), job.progress
+            )
         else:
             details = _trained(job, student, guide, data)
         details["teacher"] = {"model": Path(options.teacher).name, "backend": guide.backend}
     told = [*notes, *details.pop("notes", ())]
     history = [*modules.history(job), {"stage": "distill"}]
-    return modules.save(
-        job, student, history, job.samples["train"], {**details, **({"training_notes": told} if told else {})}
-    )
+    if told:
+        details["training_notes"] = told
+    return replace(modules.save(job, student, history, job.samples["train"], details), sources=sources)
 
 
 def _trained(job: StageJob, student: Any, guide: teacher.Teacher, data: TrainingData) -> dict[str, Any]:
-    options: DistillOptions = job.options
-    result = training.train(
-        student,
-        guide,
-        data,
-        TrainingOptions(
-            epochs=options.epochs,
-            batch=_batch(job),
-            rate=options.learning_rate,
-            loss=LossOptions(options.loss, options.temperature, options.alpha, options.label_smoothing),
-            augment=options.augment,
-            ema=options.ema,
-            patience=options.patience,
-            seed=options.seed,
-            bf16=None if options.precision == "auto" else options.precision == "bf16",
-        ),
-        job.scratch,
-        job.progress,
-    )
+    result = training.train(student, guide, data, _training_options(job), job.scratch, job.progress)
     return {
         "epochs": len(result.epochs),
         "best_epoch": result.best_epoch,
@@ -166,6 +151,21 @@ def _trained(job: StageJob, student: Any, guide: teacher.Teacher, data: Training
         "computed": dict(result.settings),
         "notes": result.notes,
     }
+
+
+def _training_options(job: StageJob) -> TrainingOptions:
+    options: DistillOptions = job.options
+    return TrainingOptions(
+        epochs=options.epochs,
+        batch=_batch(job),
+        rate=options.learning_rate,
+        loss=LossOptions(options.loss, options.temperature, options.alpha, options.label_smoothing),
+        augment=options.augment,
+        ema=options.ema,
+        patience=options.patience,
+        seed=options.seed,
+        bf16=None if options.precision == "auto" else options.precision == "bf16",
+    )
 
 
 def _data(job: StageJob, student: Any) -> tuple[TrainingData, list[str]]:
@@ -220,9 +220,8 @@ def _teacher(job: StageJob, scratch: Path) -> teacher.Teacher:
         path, inputs, outputs = scratch / imported.produced.main, imported.produced.inputs, imported.produced.outputs
         _same(job.parent.outputs, outputs, "outputs")
         _same(job.parent.inputs, inputs, "inputs")
-    threads = _threads()
     rough = options.loss == "kl" or (options.loss == "auto" and all(len(spec.shape) == 2 for spec in outputs))
-    return teacher.load(path, (inputs, outputs), threads, rough=rough)
+    return teacher.load(path, inputs, outputs, training.threads(), rough=rough)
 
 
 def _same(student: Sequence[TensorSpec], found: Sequence[TensorSpec], what: str) -> None:
@@ -232,33 +231,3 @@ def _same(student: Sequence[TensorSpec], found: Sequence[TensorSpec], what: str)
             f"the teacher has other {what} than the model\nmodel: {sides[0]}\nteacher: {sides[1]}",
             remedy=f"Take a teacher with the same {what}, in the same order.",
         )
-
-
-def _threads() -> int:
-    import torch
-
-    return int(torch.get_num_threads())
-
-
-@dataclass(frozen=True)
-class Batches:
-    """The training data as the user's own loop gets it: a dataset that torch.utils.data.DataLoader takes.
-
-    `data[i]` is the tuple of the model's inputs for one sample, with its label last where there are labels.
-    """
-
-    data: TrainingData
-    indices: Any
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> tuple[Any, ...]:
-        return tuple(value[0] for value in self.__getitems__([position])[0:1][0:1]) if False else self._sample(position)
-
-    def _sample(self, position: int) -> tuple[Any, ...]:
-        import torch
-
-        index = self.indices[position : position + 1]
-        inputs = tuple(torch.from_numpy(value)[0] for value in self.data.inputs(index))
-        return inputs if self.data.labels is None else (*inputs, int(self.data.labels[index][0]))

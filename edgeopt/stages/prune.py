@@ -120,33 +120,35 @@ def run(job: StageJob) -> Produced:
         raise InputError("pruning needs calibration samples to see the model run, and there are none")
     job.progress(0.0, "making the torch module")
     module = modules.load(job)
-    batches = _batches(job, samples)
+    most = modules.largest_batch(job, module, samples) or LARGEST_BATCH
+    batches = _batches(job, samples, most)
     normed = recalibration.has_batch_norm(module)
 
-    args, kwargs = modules.arguments(job, module, samples.batch(0, min(TRACED, len(samples))))
-    job.progress(0.1, "tracing what depends on what")
-    prunable = pruning.Prunable(module, pruning.Call(args, kwargs), options.ignore, options.round_to)
+    call = pruning.Call(*modules.arguments(job, module, samples.batch(0, min(TRACED, most, len(samples)))))
+    sizes, counts = modules.attributes(module), _counts(module, call)
     ranking = pruning.Ranking(
-        options.importance, options.scope, options.round_to, options.seed, _gradients(job, samples)
+        options.importance, options.scope, options.round_to, options.seed, _gradients(job, samples, most)
     )
-    before = {"widths": prunable.widths(), "sizes": modules.attributes(module), **_counts(job, prunable)}
-    wanted = None
-    if options.recalibrate and not normed:
-        job.progress(0.2, "measuring the whole network")
-        wanted = recalibration.moments(module, before["widths"], batches)
-    fraction = options.fraction
-    if fraction is None:
-        job.progress(0.3, f"searching the fraction that gives {options.speedup}")
-        fraction = prunable.fraction_for(_factor(str(options.speedup)), ranking)
-
-    done = pruning.Pruned()
-    told = "not asked for"
-    for step in range(options.steps):
-        job.progress(0.4 + 0.4 * step / options.steps, f"pruning: step {step + 1} of {options.steps}")
-        prunable.prune(fraction * (step + 1) / options.steps, ranking, done)
-        if options.recalibrate:
-            job.progress(0.4 + 0.4 * (step + 0.5) / options.steps, "recalibrating what the layers see")
-            told = _recalibrated(module, wanted, done, batches)
+    with pruning.constants_traced(module):
+        job.progress(0.1, "tracing what depends on what")
+        prunable = pruning.Prunable(module, call, options.ignore, options.round_to)
+        widths = prunable.widths()
+        wanted = None
+        if options.recalibrate and not normed:
+            job.progress(0.2, "measuring the whole network")
+            wanted = recalibration.moments(module, widths, batches)
+        fraction = options.fraction
+        if fraction is None:
+            job.progress(0.3, f"searching the fraction that gives {options.speedup}")
+            fraction = prunable.fraction_for(_factor(str(options.speedup)), ranking)
+        done = pruning.Pruned()
+        told = "not asked for"
+        for step in range(options.steps):
+            job.progress(0.4 + 0.4 * step / options.steps, f"pruning: step {step + 1} of {options.steps}")
+            prunable.prune(fraction * (step + 1) / options.steps, ranking, done)
+            if options.recalibrate:
+                job.progress(0.4 + 0.4 * (step + 0.5) / options.steps, "recalibrating what the layers see")
+                told = _recalibrated(module, wanted, done, batches)
     if not done.removed:
         raise StageError(
             f"nothing was pruned: {fraction * 100:.3g} % of the channels is less than round_to {options.round_to} "
@@ -156,17 +158,17 @@ def run(job: StageJob) -> Produced:
 
     entry = {
         "stage": "prune",
-        "attributes": modules.changed(before["sizes"], module),
+        "attributes": modules.changed(sizes, module),
         "removed": [[name, indices] for name, indices in done.removed],
     }
-    widths = prunable.widths()
+    now = prunable.widths()
     details = {
         "pruner": f"torch-pruning {importlib.metadata.version('torch-pruning')}",
         "fraction": round(fraction, 6),
-        "before": {"parameters": before["parameters"], "macs": before["macs"]},
-        "after": _counts(job, prunable),
-        "channels": {name: [width, widths[name]] for name, width in before["widths"].items()},
-        "not_pruned": prunable.explain(before["widths"]),
+        "before": counts,
+        "after": _counts(module, call),
+        "channels": {name: [width, now[name]] for name, width in widths.items()},
+        "not_pruned": prunable.explain(widths),
         "recalibrated": told,
     }
     return modules.save(job, module, [*modules.history(job), entry], job.samples["calibration"], details)
@@ -178,22 +180,21 @@ def _recalibrated(module: Any, wanted: Any, done: pruning.Pruned, batches: recal
     return f"{recalibration.restore(module, wanted, done.kept, batches)} layers, as there are no batch norms"
 
 
-def _counts(job: StageJob, prunable: pruning.Prunable) -> dict[str, Any]:
+def _counts(module: Any, call: pruning.Call) -> dict[str, Any]:
     """Elements of parameters, and multiply-accumulates for one sample."""
-    samples = len(next(iter((*prunable.call.args, *prunable.call.kwargs.values()))))
+    samples = len(next(iter((*call.args, *call.kwargs.values()))))
     return {
-        "parameters": sum(parameter.numel() for parameter in prunable.module.parameters()),
-        "macs": pruning.macs(prunable.module, prunable.call) // samples,
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "macs": pruning.macs(module, call) // samples,
     }
 
 
-def _batches(job: StageJob, samples: Samples) -> recalibration.Batches:
-    """Ten batches of the samples, or fewer, each as a call."""
-    size = min(max(math.ceil(len(samples) / BATCHES), 1), LARGEST_BATCH)
+def _batches(job: StageJob, samples: Samples, most: int) -> recalibration.Batches:
+    """Some samples in batches, each as a call."""
 
     def batches() -> Iterator[Callable[[Any], Any]]:
-        for number in range(min(BATCHES, math.ceil(len(samples) / size))):
-            batch = samples.batch(number * size, min((number + 1) * size, len(samples)))
+        for start, stop in _ranges(len(samples), most):
+            batch = samples.batch(start, stop)
 
             def call(module: Any, batch: Any = batch) -> Any:
                 args, kwargs = modules.arguments(job, module, batch)
@@ -204,7 +205,7 @@ def _batches(job: StageJob, samples: Samples) -> recalibration.Batches:
     return batches
 
 
-def _gradients(job: StageJob, samples: Samples) -> Callable[[Any], None]:
+def _gradients(job: StageJob, samples: Samples, most: int) -> Callable[[Any], None]:
     """The loss whose change Taylor's importance estimates: cross-entropy where there are labels and the outputs are
     class scores, else half the mean square of the outputs."""
 
@@ -215,9 +216,7 @@ def _gradients(job: StageJob, samples: Samples) -> Callable[[Any], None]:
         labels = samples.labels()
         for parameter in module.parameters():
             parameter.grad = None
-        size = min(max(math.ceil(len(samples) / BATCHES), 1), LARGEST_BATCH)
-        for start in range(0, min(len(samples), BATCHES * size), size):
-            stop = min(start + size, len(samples))
+        for start, stop in _ranges(len(samples), most):
             args, kwargs = modules.arguments(job, module, samples.batch(start, stop))
             outputs = list(torch.utils._pytree.tree_leaves(module(*args, **kwargs)))
             if labels is not None and len(outputs) == 1 and outputs[0].dim() == 2:
@@ -228,6 +227,14 @@ def _gradients(job: StageJob, samples: Samples) -> Callable[[Any], None]:
             loss.backward()
 
     return gradients
+
+
+def _ranges(count: int, most: int) -> Iterator[tuple[int, int]]:
+    """Ten batches, or as many as hold `count` samples where a batch holds at most `most`; no more than 1280 samples."""
+    count = min(count, BATCHES * LARGEST_BATCH)
+    size = min(max(math.ceil(count / BATCHES), 1), most)
+    for start in range(0, count - count % size, size):
+        yield start, start + size
 
 
 def _factor(text: str) -> float:
