@@ -51,11 +51,11 @@ class State:
         self.steps += 1
         share = 1 - min(decay, (1 + self.steps) / (10 + self.steps)) if decay else 1.0
         with torch.no_grad():
-            for name, value in student.state_dict().items():
-                if value.is_floating_point():
-                    self.averaged[name].lerp_(value, share)
-                else:
-                    self.averaged[name].copy_(value)
+            own = student.state_dict()
+            floats = [name for name, value in own.items() if value.is_floating_point()]
+            torch._foreach_lerp_([self.averaged[name] for name in floats], [own[name] for name in floats], share)
+            for name in own.keys() - set(floats):
+                self.averaged[name].copy_(own[name])
 
     def add(self, epoch: Epoch) -> None:
         self.epochs.append(epoch)

@@ -11,6 +11,7 @@ This module knows nothing of recipes or of how accuracy is regained.
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 import re
@@ -23,6 +24,7 @@ from typing import Any
 from edgeopt.errors import StageError
 
 LEAST_KEPT = 0.1  # of a group's channels under a global ranking, which would empty some layers otherwise
+MOST_INDICES = 1 << 17  # of a layer in a group: a VGG's first linear layer has 25,088
 SEARCH_STEPS = 12  # halvings of the fraction: to 1/4096
 
 
@@ -94,8 +96,9 @@ class Prunable:
             if ranking.importance == "taylor":
                 ranking.gradients(self.module)
             groups = [(group, self._importance(ranking, group, i)) for i, group in enumerate(self._groups())]
-        for group, indices in _chosen([(g, s, self._channels[self._root(g)]) for g, s in groups], fraction, ranking):
-            self._remove(group, indices, pruned)
+            scored = [(group, scores, self._channels[self._root(group)]) for group, scores in groups]
+            for group, indices in _chosen(scored, fraction, ranking):
+                self._remove(group, indices, pruned)
         for parameter in self.module.parameters():
             parameter.grad = None
         return pruned
@@ -159,10 +162,23 @@ class Prunable:
         except Exception as error:  # tracing runs the user's code: it may raise anything
             raise StageError(f"Torch-Pruning cannot trace the model: {_first_line(error)}") from error
 
-    def _groups(self) -> Iterator[Any]:
-        """The groups that may lose channels, each with all of its channels."""
-        alone = [layer for layer in self._layers if self._names[layer] in self.not_pruned]
-        yield from self._graph.get_all_groups(ignored_layers=alone, root_module_types=_root_types())
+    def _groups(self, free: bool = True) -> Iterator[Any]:
+        """The groups with all of their channels, each once; where `free`, those alone that may lose channels."""
+        visited: set[str] = set()
+        for layer in self._layers:
+            name = self._names[layer]
+            if name in visited or layer not in self._graph.module2node or (free and name in self.not_pruned):
+                continue
+            handler = self._graph.get_pruner_of_module(layer).prune_out_channels
+            try:
+                with _bounded():
+                    group = self._graph.get_pruning_group(layer, handler, list(range(_out_channels(layer))))
+            except _TooManyIndices:
+                self.not_pruned.setdefault(name, "what depends on its channels cannot be followed through reshapes")
+                continue
+            visited.update(members := self._members(group))
+            if not (free and any(member in self.not_pruned for member in members)):
+                yield group
 
     def _root(self, group: Any) -> str:
         return str(self._names[group[0].dep.target.module])
@@ -182,7 +198,7 @@ class Prunable:
             if self._names[layer] not in reached:
                 self.not_pruned.setdefault(self._names[layer], "no output depends on it")
         free = set()
-        for group in self._graph.get_all_groups(root_module_types=_root_types()):
+        for group in self._groups(free=False):
             members = self._members(group)
             fixed = next((name for name in members if name in self.not_pruned), None)
             reason = None
@@ -210,17 +226,20 @@ class Prunable:
         with self._undone(), torch.no_grad():
             try:
                 with redirect_stderr(io.StringIO()):  # torch.fx prints what it raises
-                    self._remove(group, indices, Pruned())
+                    if not self._remove(group, indices, Pruned()):
+                        return "a layer tied to it would be left without channels"
                     after = _shapes(self.call(self.module))
             except Exception as error:  # the user's code, with shapes that it may not have thought of
                 return f"the model does not run with fewer channels: {_first_line(error)}"
         return None if after == before else "the model's outputs would have other shapes"
 
-    def _remove(self, group: Any, indices: list[int], pruned: Pruned) -> None:
+    def _remove(self, group: Any, indices: list[int], pruned: Pruned) -> bool:
+        """Take channels out of every layer of a group; False where one of them would be left with none."""
         root = group[0].dep
-        smaller = self._graph.get_pruning_group(root.target.module, root.handler, indices)
+        with _bounded():
+            smaller = self._graph.get_pruning_group(root.target.module, root.handler, indices)
         if not self._graph.check_pruning_group(smaller):
-            return
+            return False
         for dep, gone in smaller:
             layer = dep.target.module
             if layer in self._names and self._graph.is_out_channel_pruning_fn(dep.handler):
@@ -231,6 +250,7 @@ class Prunable:
         pruned.removed.append((self._names[root.target.module], indices))
         with _quiet():
             smaller.prune(record_history=False)
+        return True
 
     def _repeats(self, group: Any) -> int:
         """In how many equal parts the channels of a group fall, of which each has to lose the same ones: grouped
@@ -275,12 +295,20 @@ class Prunable:
 
     @contextmanager
     def _undone(self) -> Iterator[None]:
-        """Whatever is removed inside comes back: layers keep their sizes and tensors in plain dictionaries."""
+        """Whatever is removed inside comes back: layers keep their sizes and tensors in plain dictionaries, and
+        recurrent ones their weights in a list too."""
         saved = [
-            (layer, dict(layer.__dict__), dict(layer._parameters), dict(layer._buffers))
+            (
+                layer,
+                {key: list(value) if type(value) is list else value for key, value in vars(layer).items()},
+                dict(layer._parameters),
+                dict(layer._buffers),
+            )
             for layer in self.module.modules()
         ]
         nodes, names = dict(self._graph.module2node), dict(self._graph._param_to_name)
+        others = [key for key in nodes if key not in self._names and hasattr(key, "__dict__")]
+        sizes = [(key, copy.deepcopy(_plain(key))) for key in others]  # of concatenations, splits and reshapes
         try:
             yield
         finally:
@@ -293,6 +321,31 @@ class Prunable:
             self._graph.module2node, self._graph._param_to_name = nodes, names
             for key, node in nodes.items():
                 node.module = key
+            for key, plain in sizes:
+                key.__dict__.update(plain)
+
+
+class _TooManyIndices(Exception):
+    """A group has more indices than any real one."""
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Torch-Pruning stops, instead of filling the memory, where reshapes in a circle multiply a group's indices."""
+    from torch_pruning.dependency.group import Group
+
+    ordinary = Group.add_dep
+
+    def bounded(group: Any, dep: Any, idxs: Any) -> None:
+        if len(idxs) > MOST_INDICES:
+            raise _TooManyIndices
+        ordinary(group, dep, idxs)
+
+    Group.add_dep = bounded
+    try:
+        yield
+    finally:
+        Group.add_dep = ordinary
 
 
 def macs(module: Any, call: Call) -> int:
@@ -419,6 +472,10 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return {key: item for key, item in vars(value).items() if isinstance(item, (int, list, tuple))}
 
 
 def _root_types() -> tuple[Any, ...]:

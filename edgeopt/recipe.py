@@ -394,12 +394,19 @@ class _Reader:
     def _alternatives(self, stage: str, value: Any, place: yaml.Place) -> Iterator[Alternative]:
         choices = stages.find(stage).choices()
         if value is None or value == []:
-            self._wrong(place, f"{stage} has no alternatives: name at least one of {', '.join(choices)}")
+            known = ", ".join(filter(None, choices)) or "its options"
+            self._wrong(place, f"{stage} has no alternatives: name at least one of {known}")
             return
         for index, item in enumerate(value if isinstance(value, list) else [value]):
             where = (*place, index) if isinstance(value, list) else place
             if list(choices) == [""]:
-                yield from self._expanded("", item if isinstance(item, dict) else {"": item}, choices[""], where)
+                if item == "none":
+                    yield Alternative("none", Options())
+                elif isinstance(item, dict):
+                    yield from self._expanded("", item, choices[""], where)
+                else:
+                    options = ", ".join(choices[""].model_fields)
+                    self._wrong(where, f"{stage} takes none, or a mapping of {options}; not {_kind(item)}")
             elif item == {}:
                 self._wrong(where, f"an alternative is one of {', '.join(choices)}, not an empty mapping")
             elif isinstance(item, dict):
@@ -471,6 +478,8 @@ def _explain(detail: Any, kind: type[Options]) -> str:
     if detail["type"] == "extra_forbidden":
         return unknown("option", name, kind.model_fields)
     message = detail["msg"].removeprefix("Value error, ")
+    if not name:
+        return str(message)  # of options that do not go together
     return f"{name}: {message[:1].lower()}{message[1:]}, not {detail['input']!r}"
 
 

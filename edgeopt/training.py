@@ -135,7 +135,7 @@ def train(
     if batch < FEWEST_FOR_STATISTICS and _batch_norms(student):
         notes.append(f"batches of {batch}: batch norm keeps its statistics")
 
-    optimizer = torch.optim.AdamW(parameter_groups(student, options.weight_decay), lr=options.rate)
+    optimizer = torch.optim.AdamW(parameter_groups(student, options.weight_decay), lr=options.rate, fused=True)
     loss_before, score_before = evaluation.of(student)
     state = State.start(student, loss_before)
     checkpoint = Checkpoint(checkpoints, [sorted(asdict(options).items()), data.count]) if checkpoints else None
@@ -216,6 +216,21 @@ def train(
         settings={**placed.to_json(), "teacher_outputs": "computed in every step" if cached is None else "cached"},
         notes=(*notes, *objective.notes),
     )
+
+
+def takes_batches(module: Any, data: TrainingData) -> bool:
+    """Whether a module gives two rows of outputs for two samples."""
+    import numpy as np
+    import torch
+
+    module.eval()
+    with torch.no_grad():
+        try:
+            inputs = [_tensor(value) for value in data.inputs(np.arange(2))]
+            found = Placement("cpu", keywords=data.keywords).outputs(module, inputs)
+        except RuntimeError:
+            return False
+    return all(value.ndim > 0 and len(value) == 2 for value in found)
 
 
 def threads() -> int:

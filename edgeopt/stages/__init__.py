@@ -64,7 +64,7 @@ class StageJob:
     step is: a fraction of one, or None where it cannot be known. Files are written below `out`, which is empty.
     `model` and `weights` name the source as the recipe does, absolute, for stages that make its torch module again.
     `scratch` is a folder, not yet there, whose files outlive a worker that is killed: the same step done again finds
-    them. They are gone once the step is done.
+    them. They are gone once the step is done. `threads` is the step's share of the cores, None where nobody shared out.
     """
 
     choice: str
@@ -79,6 +79,7 @@ class StageJob:
     model: str = ""
     weights: str | None = None
     scratch: Path | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class DistillOptions(Options):
     always: bool = False
 
     def told(self) -> Mapping[str, str]:
-        return {"epochs": f"distill{self.epochs}"}
+        return {"epochs": f"distill{self.epochs}", "augment": self.augment.replace("_", "-")}
 
 
 def choices() -> Mapping[str, type[Options]]:
@@ -110,6 +110,7 @@ def run(job: StageJob) -> Produced:
     """
     options: DistillOptions = job.options
     job.progress(0.0, "making the torch module")
+    _share_the_cores(job.threads)
     student = modules.load(job)
     data, notes = _data(job, student)
     sources: tuple[Path, ...] = ()
@@ -117,7 +118,7 @@ def run(job: StageJob) -> Produced:
         guide = _teacher(job, Path(scratch))
         if options.finetune:
             student, details, sources = finetuning.run(
-                options.finetune, student, guide, data, _training_options(job), job.progress
+                options.finetune, student, guide, data, _training_options(job, student, data), job.progress
             )
         else:
             details = _trained(job, student, guide, data)
@@ -129,8 +130,17 @@ def run(job: StageJob) -> Produced:
     return replace(modules.save(job, student, history, job.samples["train"], details), sources=sources)
 
 
+def _share_the_cores(threads: int | None) -> None:
+    """Compute with so many threads, the teacher too."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+
+
 def _trained(job: StageJob, student: Any, guide: teacher.Teacher, data: TrainingData) -> dict[str, Any]:
-    result = training.train(student, guide, data, _training_options(job), job.scratch, job.progress)
+    chosen = _training_options(job, student, data)
+    result = training.train(student, guide, data, chosen, job.scratch, job.progress)
     return {
         "epochs": len(result.epochs),
         "best_epoch": result.best_epoch,
@@ -148,16 +158,16 @@ def _trained(job: StageJob, student: Any, guide: teacher.Teacher, data: Training
         "training_seconds": round(result.seconds, 1),
         "images_per_s": None if result.images_per_s is None else round(result.images_per_s, 1),
         "resumed_after_epoch": result.resumed_after,
-        "computed": dict(result.settings),
+        "computed": {**result.settings, "batch": chosen.batch, "threads": training.threads()},
         "notes": result.notes,
     }
 
 
-def _training_options(job: StageJob) -> TrainingOptions:
+def _training_options(job: StageJob, student: Any, data: TrainingData) -> TrainingOptions:
     options: DistillOptions = job.options
     return TrainingOptions(
         epochs=options.epochs,
-        batch=_batch(job),
+        batch=_batch(job, student, data),
         rate=options.learning_rate,
         loss=LossOptions(options.loss, options.temperature, options.alpha, options.label_smoothing),
         augment=options.augment,
@@ -201,10 +211,15 @@ def _data(job: StageJob, student: Any) -> tuple[TrainingData, list[str]]:
     return TrainingData(len(chosen), inputs, None if labels is None else labels[chosen], keywords), notes
 
 
-def _batch(job: StageJob) -> int:
-    """Samples in a step: as the recipe says, or as many as the model takes where that is fixed."""
+def _batch(job: StageJob, student: Any, data: TrainingData) -> int:
+    """Samples in a step: as the recipe says, or as many as the model takes where that is fixed.
+
+    A module imported from ONNX may reshape to one sample though the file's batch is free.
+    """
     fixed = job.parent.inputs[0].shape[0] if job.parent.inputs else None
-    return fixed if isinstance(fixed, int) else int(job.options.batch)
+    if isinstance(fixed, int):
+        return fixed
+    return int(job.options.batch) if training.takes_batches(student, data) else 1
 
 
 def _teacher(job: StageJob, scratch: Path) -> teacher.Teacher:

@@ -114,7 +114,11 @@ def run(job: StageJob) -> Produced:
 
     The same model, samples and options give the same bytes.
     """
+    import torch
+
     options: PruneOptions = job.options
+    if job.threads:
+        torch.set_num_threads(job.threads)
     samples = Samples(job.samples["calibration"])
     if len(samples) == 0:
         raise InputError("pruning needs calibration samples to see the model run, and there are none")
