@@ -126,7 +126,8 @@ class Choice:
     """The winner (None when nothing is inside), the fallbacks in rank order, the others with reasons, and why.
 
     `ties` are the fallbacks that cannot be told from the winner in what is preferred most; `nearest` is the candidate
-    that came nearest when there is no winner.
+    that came nearest when there is no winner. `unclear` are the fallbacks of which the measurements do not tell for
+    certain whether they are worse than the winner.
     """
 
     winner: Optional[str]
@@ -135,6 +136,7 @@ class Choice:
     ties: Tuple[str, ...]
     why: str
     nearest: Optional[str] = None
+    unclear: Tuple[str, ...] = ()
 
 
 Compare = Callable[[str, str, str], str]
@@ -181,13 +183,18 @@ def choose(candidates: Sequence[Scored], budget: Budget, compare: Compare) -> Ch
     ranked = _ranked(inside, budget.prefer[0])
     best = ranked[0]
     if best.values.get(budget.prefer[0]) is None:
-        ties = ranked
+        ties, unclear = ranked, []
     else:
-        ties = [best, *(other for other in ranked[1:] if compare(budget.prefer[0], best.id, other.id) == "tie")]
+        verdicts = {other.id: compare(budget.prefer[0], best.id, other.id) for other in ranked[1:]}
+        ties = [best, *(other for other in ranked[1:] if verdicts[other.id] == "tie")]
+        unclear = [name for name, verdict in verdicts.items() if verdict == "inconclusive"]
     winner = min(ties, key=lambda candidate: _tie_break(candidate, budget.prefer[1:]))
     others = tuple(candidate.id for candidate in ranked if candidate is not winner)
+    why = _why(winner, ties, inside, budget)
+    if unclear:
+        why += f"; whether it is really better than {', '.join(unclear)} could not be told: the machine was too busy"
     return Choice(
-        winner.id, others, rejected, tuple(c.id for c in ties if c is not winner), _why(winner, ties, inside, budget)
+        winner.id, others, rejected, tuple(c.id for c in ties if c is not winner), why, unclear=tuple(unclear)
     )
 
 

@@ -135,6 +135,7 @@ def document(result: RunResult, choice: Choice, run: str, times: Mapping[str, fl
         "winner": choice.winner,
         "why": choice.why,
         "ties": list(choice.ties),
+        "unclear": list(choice.unclear),
         "nearest": choice.nearest,
         "fallbacks": list(choice.fallbacks),
         "baseline": plan.baseline,

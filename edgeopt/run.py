@@ -6,8 +6,9 @@ it is whole, or it is not there.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,9 +181,8 @@ class _Work:
                 told[f"{role} has {count} samples, {source.samples} were asked for"] = None
         if "validation" not in self.plan.recipe.data:
             told["there is no validation data: quality is taken on the data that calibrated"] = None
-        for outcome in session.outcomes.values() if session else ():
-            for warning in outcome.measurement.warnings if outcome.measurement else ():
-                told[warning] = None
+        for warning in _alike(session):
+            told[warning] = None
         if keys := self.store.corrupt:
             what = "a cache entry was" if len(keys) == 1 else f"{len(keys)} cache entries were"
             told[f"{what} damaged, and built again: {', '.join(key[:12] for key in keys[:3])}"] = None
@@ -196,3 +196,13 @@ def _failing(job: Job, error: EdgeoptError) -> Job:
         raise error
 
     return replace(job, run=run)
+
+
+def _alike(session: SessionResult | None) -> Iterator[str]:
+    """The warnings of all measurements, those that differ in numbers alone told once."""
+    kinds: dict[str, list[str]] = {}
+    for outcome in session.outcomes.values() if session else ():
+        for warning in outcome.measurement.warnings if outcome.measurement else ():
+            kinds.setdefault(re.sub(r"\d+", "#", warning), []).append(warning)
+    for same in kinds.values():
+        yield same[0] if len(same) == 1 else f"{same[0]} (and so for {len(same) - 1} more candidates)"

@@ -220,3 +220,11 @@ def test_the_order_of_the_candidates_does_not_matter(found: list[Scored], budget
     shuffled = list(found)
     random.shuffle(shuffled)
     assert choose(shuffled, budget, by_value(found)) == choose(found, budget, by_value(found))
+
+
+def test_what_could_not_be_told_from_the_best_is_said():
+    fast, slow = scored("fast", 1.0), scored("slow", 2.0)
+    choice = choose([fast, slow], Budget(), lambda quantity, a, b: "inconclusive")
+    assert choice.winner == "fast"
+    assert choice.unclear == ("slow",)
+    assert "slow could not be told" in choice.why

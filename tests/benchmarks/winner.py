@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -58,7 +57,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=24)
     options = parser.parse_args()
-    os.environ["PYTHONPATH"] = str(PEERS)
     candidates, samples = contestants(options.run, options.threads)
     settings = replace(session.SessionOptions(samples), rounds=options.rounds)
     with tempfile.TemporaryDirectory() as logs:
