@@ -187,7 +187,8 @@ def choose(candidates: Sequence[Scored], budget: Budget, compare: Compare) -> Ch
     else:
         verdicts = {other.id: compare(budget.prefer[0], best.id, other.id) for other in ranked[1:]}
         ties = [best, *(other for other in ranked[1:] if verdicts[other.id] == "tie")]
-        unclear = [name for name, verdict in verdicts.items() if verdict == "inconclusive"]
+        measured = [other.id for other in ranked[1:] if other.values.get(budget.prefer[0]) is not None]
+        unclear = [name for name in measured if verdicts[name] == "inconclusive"]
     winner = min(ties, key=lambda candidate: _tie_break(candidate, budget.prefer[1:]))
     others = tuple(candidate.id for candidate in ranked if candidate is not winner)
     why = _why(winner, ties, inside, budget)
