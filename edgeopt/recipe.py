@@ -53,10 +53,11 @@ class Alternative:
     options: Options
 
     def label(self) -> str:
-        """The choice, with the options that differ from their defaults, "openvino-bf16": unlike for unlike options."""
+        """The choice with the options that differ from their defaults, "openvino-bf16": unlike for unlike options."""
         fields = type(self.options).model_fields
         defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
-        changed = [self._told(name, value) for name, value in self.options if value != defaults[name]]
+        named = self.options.always_named
+        changed = [self._told(name, value) for name, value in self.options if value != defaults[name] or name in named]
         return "-".join(filter(None, [self.choice, *changed]))
 
     def _told(self, name: str, value: Any) -> str:

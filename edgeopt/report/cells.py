@@ -13,27 +13,26 @@ from edgeopt.text import plain
 
 @dataclass(frozen=True)
 class Column:
-    """A column. `words` stand left and may wrap; `optional` ones are left out where there is little room."""
+    """A column. `words` stand left."""
 
     key: str
     title: str
     words: bool = False
-    optional: bool = False
 
 
 COLUMNS = (
     Column("mark", ""),
     Column("id", "candidate", words=True),
     Column("p50", "p50"),
-    Column("p95", "p95", optional=True),
+    Column("p95", "p95"),
     Column("speedup", "speed-up"),
     Column("size", "size"),
-    Column("smaller", "smaller", optional=True),
-    Column("memory", "memory", optional=True),
+    Column("smaller", "smaller"),
+    Column("memory", "memory"),
     Column("quality", "quality"),
     Column("drop", "drop"),
-    Column("fidelity", "fidelity", optional=True),
-    Column("sqnr", "SQNR", optional=True),
+    Column("fidelity", "fidelity"),
+    Column("sqnr", "SQNR"),
     Column("verdict", "verdict", words=True),
 )
 

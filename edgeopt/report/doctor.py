@@ -22,8 +22,9 @@ def print_report(report: Report, console: Console) -> None:
     memory = format_size(machine.memory_bytes) if machine.memory_bytes else "unknown memory"
     isa = ", ".join(machine.isa) or "no extensions that matter"
     free = format_size(report.cache_free_bytes) if report.cache_free_bytes is not None else "unknown"
-    console.print(f"{machine.cpu or 'unknown CPU'}, {machine.cores} cores, {memory}; {isa}", soft_wrap=True)
-    console.print(f"cache {report.cache}, {free} free", soft_wrap=True)
+    told = f"{machine.cpu or 'unknown CPU'}, {machine.cores} cores, {memory}, Python {machine.python}; {isa}"
+    console.print(plain(told), soft_wrap=True, markup=False)
+    console.print(plain(f"cache {report.cache}, {free} free"), soft_wrap=True, markup=False)
     table = _table("backend", "version", "devices or what is missing")
     for name, backend in report.backends.items():
         if backend.usable:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.report.cells import COLUMNS, Row, left_out_lines, rows_of, summary_of
+from edgeopt.report.cells import COLUMNS, Column, Row, left_out_lines, rows_of, summary_of
 from edgeopt.text import plain
 
 if TYPE_CHECKING:
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-WIDE, WIDEST = 110, 140  # columns from which on more and all of the table is shown
-MORE = ("p95", "smaller", "memory")
+LEFT_OUT_FIRST = ("sqnr", "fidelity", "memory", "smaller", "p95", "drop", "quality", "size")
+GAP = 2  # between columns
 VERDICT_WIDTH = 18
 
 _STYLES = {"chosen": "bold green", "inside": "", "outside": "yellow", "failed": "red"}
@@ -40,8 +40,7 @@ def _table(document: Mapping[str, Any], rows: Sequence[Row], *, width: int) -> T
     from rich.table import Table
     from rich.text import Text
 
-    room = [c for c in COLUMNS if not c.optional or width >= (WIDE if c.key in MORE else WIDEST)]
-    columns = [column for column in room if any(row.cells[column.key] for row in rows)]
+    columns = _that_fit([column for column in COLUMNS if any(row.cells[column.key] for row in rows)], rows, width)
     title = Text(plain(f"{document['recipe']} on {document['target']}"), style="bold")
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
     for column in columns:
@@ -54,6 +53,20 @@ def _table(document: Mapping[str, Any], rows: Sequence[Row], *, width: int) -> T
     for row in rows:
         table.add_row(*(_cell(row, c.key) for c in columns), style=_STYLES[row.status], end_section=row.baseline)
     return table
+
+
+def _that_fit(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[Column]:
+    """The columns without those that there is no room for, the least needed left out first."""
+    shown = list(columns)
+    for key in LEFT_OUT_FIRST:
+        needed = sum(
+            VERDICT_WIDTH if c.key == "verdict" else max(len(c.title), *(len(row.cells[c.key]) for row in rows))
+            for c in shown
+        )
+        if needed + GAP * len(shown) <= width:
+            break
+        shown = [column for column in shown if column.key != key]
+    return shown
 
 
 def _cell(row: Row, key: str) -> Text:

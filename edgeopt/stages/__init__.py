@@ -15,7 +15,7 @@ import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Protocol, cast
+from typing import Annotated, Any, ClassVar, Protocol, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
@@ -47,6 +47,7 @@ class Options(BaseModel):
     """The base of every stage's options: unknown keys are errors, values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    always_named: ClassVar[tuple[str, ...]] = ()  # options in a candidate's name even at their defaults
 
     def told(self) -> Mapping[str, str]:
         """{option: what it adds to the name of a candidate where it is not at its default}, for options told otherwise

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -50,6 +50,8 @@ class DistillOptions(Options):
     without. `teacher`: "original", or a model file. `finetune`: a function of the user's, called with model, teacher
     and data, that returns the trained model. `always`: also where nothing was pruned.
     """
+
+    always_named: ClassVar[tuple[str, ...]] = ("epochs",)
 
     epochs: int = Field(default=5, ge=1, le=10_000)
     temperature: float = Field(default=4.0, gt=0, le=100)
