@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -159,22 +160,37 @@ def test_what_ends_everything_stops_the_rest_and_is_raised(error: BaseException,
     assert "never" not in told.of("started")
 
 
+CTRL_C = """
+import signal, threading, time
+from edgeopt.errors import StageError
+from edgeopt.schedule import Done, Job, run_all
+
+stopped, started = threading.Event(), []
+
+class Watch:
+    def started(self, job): started.append(job)
+    def progressed(self, job, fraction, text): pass
+    def finished(self, job, *, reused, seconds): pass
+    def failed(self, job, error): pass
+
+def interrupted(values):
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    if not stopped.wait(10):
+        raise StageError("nobody stopped this")
+    return Done(None, False)
+
+begun = time.monotonic()
+try:
+    run_all([Job("a", (), interrupted), Job("b", ("a",), interrupted)], at_once=2, observer=Watch(), stop=stopped.set)
+except KeyboardInterrupt:
+    print("interrupted", stopped.is_set(), started, time.monotonic() - begun < 5)
+"""
+
+
 def test_ctrl_c_stops_what_is_running_and_starts_nothing_more() -> None:
-    stopped, told = threading.Event(), Told()
-    main = threading.main_thread().ident
-    assert main is not None
-
-    def interrupted(_: Mapping[str, Any]) -> None:
-        signal.pthread_kill(main, signal.SIGINT)
-        if not stopped.wait(10):
-            raise StageError("nobody stopped this")
-
-    started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        run_all([job("a", run=interrupted), job("b", "a")], at_once=2, observer=told, stop=stopped.set)
-    assert stopped.is_set()
-    assert told.of("started") == ["a"]
-    assert time.monotonic() - started < 5
+    # In a process of its own: a real SIGINT in one that has loaded OpenVINO corrupts its memory.
+    done = subprocess.run([sys.executable, "-c", CTRL_C], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "interrupted True ['a'] True\n", done.stderr
 
 
 def test_what_was_there_already_took_no_time() -> None:
