@@ -53,6 +53,13 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     "edgeopt.devices": (),
     "edgeopt.cli": (),
     "edgeopt.report": ("edgeopt.report.cells",),
+    "edgeopt.pruning": (),
+    "edgeopt.training": (
+        "edgeopt.training.augmentation",
+        "edgeopt.training.objective",
+        "edgeopt.training.checkpoint",
+        "edgeopt.training.loop",
+    ),
 }
 
 STANDARD_LIBRARY_ALONE = ("values",)

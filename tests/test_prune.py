@@ -19,11 +19,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeopt import modules, plan, pruning, recalibration, yaml
+from edgeopt import modules, plan, yaml
 from edgeopt.artifact import Artifact
 from edgeopt.errors import CorruptArtifact, RecipeError, StageError
 from edgeopt.plan import Plan
-from edgeopt.pruning import Call, Prunable, Ranking
+from edgeopt.pruning import channels, recalibration
+from edgeopt.pruning.channels import Call, Prunable, Ranking
 from edgeopt.recipe import resolve
 from edgeopt.samples import Samples, write_samples
 from edgeopt.stages import StageJob, compile, prune, quantize
@@ -279,7 +280,7 @@ def smaller(
     call = Call([torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))], {})
     module.eval()
     how = {"importance": "l2", "scope": "local", "seed": 0, "gradients": lambda m: call(m).square().sum().backward()}
-    with pruning.constants_traced(module):
+    with channels.constants_traced(module):
         prunable = Prunable(module, call, ignore, round_to)
         before = prunable.widths()
         prunable.prune(fraction, Ranking(round_to=round_to, **{**how, **ranking}))

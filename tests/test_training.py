@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from edgeopt import training
-from edgeopt.augmentation import augment
 from edgeopt.errors import InputError, StageError
-from edgeopt.objective import LossOptions, Objective
-from edgeopt.training import TrainingData, TrainingOptions, train
+from edgeopt.training import loop as training
+from edgeopt.training.augmentation import augment
+from edgeopt.training.loop import TrainingData, TrainingOptions, train
+from edgeopt.training.objective import LossOptions, Objective
 
 torch.set_num_threads(1)  # fastest for so little work; and part of what a checkpoint is gone on with
 RANDOM = np.random.default_rng(0)
@@ -169,7 +169,7 @@ def test_norms_and_biases_do_not_decay():
 
 
 def test_batch_norms_statistics_are_averaged_with_the_weights():
-    from edgeopt.checkpoint import State
+    from edgeopt.training.checkpoint import State
 
     student = network()
     state = State.start(student, 1.0)
@@ -265,7 +265,7 @@ import os, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import test_training as t
-from edgeopt.training import train
+from edgeopt.training.loop import train
 
 def told(fraction, text):
     if fraction > 0.7:

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from edgeopt import backends, finetuning, formats, modules, teacher, training
+from edgeopt import backends, formats, modules
 from edgeopt.artifact import TensorSpec
 from edgeopt.errors import InputError
 from edgeopt.formats import ModelRef, canonical
-from edgeopt.objective import LossOptions
 from edgeopt.samples import Samples
 from edgeopt.stages import Location, Options, Produced, StageJob
-from edgeopt.training import TrainingData, TrainingOptions
+from edgeopt.training import finetuning, loop, teacher
+from edgeopt.training.loop import TrainingData, TrainingOptions
+from edgeopt.training.objective import LossOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,7 +143,7 @@ def _share_the_cores(threads: int | None) -> None:
 
 def _trained(job: StageJob, student: Any, guide: teacher.Teacher, data: TrainingData) -> dict[str, Any]:
     chosen = _training_options(job, student, data)
-    result = training.train(student, guide, data, chosen, job.scratch, job.progress)
+    result = loop.train(student, guide, data, chosen, job.scratch, job.progress)
     return {
         "epochs": len(result.epochs),
         "best_epoch": result.best_epoch,
@@ -160,7 +161,7 @@ def _trained(job: StageJob, student: Any, guide: teacher.Teacher, data: Training
         "training_seconds": round(result.seconds, 1),
         "images_per_s": None if result.images_per_s is None else round(result.images_per_s, 1),
         "resumed_after_epoch": result.resumed_after,
-        "computed": {**result.settings, "batch": chosen.batch, "threads": training.threads()},
+        "computed": {**result.settings, "batch": chosen.batch, "threads": loop.threads()},
         "notes": result.notes,
     }
 
@@ -221,7 +222,7 @@ def _batch(job: StageJob, student: Any, data: TrainingData) -> int:
     fixed = job.parent.inputs[0].shape[0] if job.parent.inputs else None
     if isinstance(fixed, int):
         return fixed
-    return int(job.options.batch) if training.takes_batches(student, data) else 1
+    return int(job.options.batch) if loop.takes_batches(student, data) else 1
 
 
 def _teacher(job: StageJob, scratch: Path) -> teacher.Teacher:
@@ -238,7 +239,7 @@ def _teacher(job: StageJob, scratch: Path) -> teacher.Teacher:
         _same(job.parent.outputs, outputs, "outputs")
         _same(job.parent.inputs, inputs, "inputs")
     rough = options.loss == "kl" or (options.loss == "auto" and all(len(spec.shape) == 2 for spec in outputs))
-    return teacher.load(path, inputs, outputs, training.threads(), rough=rough)
+    return teacher.load(path, inputs, outputs, loop.threads(), rough=rough)
 
 
 def _same(student: Sequence[TensorSpec], found: Sequence[TensorSpec], what: str) -> None:

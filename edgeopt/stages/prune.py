@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from edgeopt import modules, pruning, recalibration, units
+from edgeopt import modules, units
 from edgeopt.errors import InputError, StageError
+from edgeopt.pruning import channels, recalibration
 from edgeopt.samples import Samples
 from edgeopt.stages import Options, Produced, StageJob
 
@@ -128,14 +129,14 @@ def run(job: StageJob) -> Produced:
     batches = _batches(job, samples, most)
     normed = recalibration.has_batch_norm(module)
 
-    call = pruning.Call(*modules.arguments(job, module, samples.batch(0, min(TRACED, most, len(samples)))))
+    call = channels.Call(*modules.arguments(job, module, samples.batch(0, min(TRACED, most, len(samples)))))
     sizes, counts = modules.attributes(module), _counts(module, call)
-    ranking = pruning.Ranking(
+    ranking = channels.Ranking(
         options.importance, options.scope, options.round_to, options.seed, _gradients(job, samples, most)
     )
-    with pruning.constants_traced(module):
+    with channels.constants_traced(module):
         job.progress(0.1, "tracing what depends on what")
-        prunable = pruning.Prunable(module, call, options.ignore, options.round_to)
+        prunable = channels.Prunable(module, call, options.ignore, options.round_to)
         widths = prunable.widths()
         wanted = None
         if options.recalibrate and not normed:
@@ -145,7 +146,7 @@ def run(job: StageJob) -> Produced:
         if fraction is None:
             job.progress(0.3, f"searching the fraction that gives {options.speedup}")
             fraction = prunable.fraction_for(_factor(str(options.speedup)), ranking)
-        done = pruning.Pruned()
+        done = channels.Pruned()
         told = "not asked for"
         for step in range(options.steps):
             job.progress(0.4 + 0.4 * step / options.steps, f"pruning: step {step + 1} of {options.steps}")
@@ -178,18 +179,18 @@ def run(job: StageJob) -> Produced:
     return modules.save(job, module, [*modules.history(job), entry], job.samples["calibration"], details)
 
 
-def _recalibrated(module: Any, wanted: Any, done: pruning.Pruned, batches: recalibration.Batches) -> str:
+def _recalibrated(module: Any, wanted: Any, done: channels.Pruned, batches: recalibration.Batches) -> str:
     if wanted is None:
         return f"{recalibration.batch_norms(module, batches)} batch norms"
     return f"{recalibration.restore(module, wanted, done.kept, batches)} layers, as there are no batch norms"
 
 
-def _counts(module: Any, call: pruning.Call) -> dict[str, Any]:
+def _counts(module: Any, call: channels.Call) -> dict[str, Any]:
     """Elements of parameters, and multiply-accumulates for one sample."""
     samples = len(next(iter((*call.args, *call.kwargs.values()))))
     return {
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
-        "macs": pruning.macs(module, call) // samples,
+        "macs": channels.macs(module, call) // samples,
     }
 
 

@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import training
 from edgeopt.errors import InputError
 from edgeopt.source import load_function
-from edgeopt.training import Evaluation, Progress, TrainingData, TrainingOptions
+from edgeopt.training import loop
+from edgeopt.training.loop import Evaluation, Progress, TrainingData, TrainingOptions
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgeopt.training import Teacher
+    from edgeopt.training.loop import Teacher
 
     Array = np.ndarray[Any, Any]
 
@@ -65,11 +65,9 @@ def run(
     """
     import torch
 
-    chosen, held_out = training.split(data.count, options.held_out, options.seed)
+    chosen, held_out = loop.split(data.count, options.held_out, options.seed)
     shapes = {name: tuple(value.shape) for name, value in student.state_dict().items()}
-    evaluation = Evaluation(
-        student, teacher, data, held_out, options, training.Placement("cpu", keywords=data.keywords)
-    )
+    evaluation = Evaluation(student, teacher, data, held_out, options, loop.Placement("cpu", keywords=data.keywords))
     loss_before, score_before = evaluation.of(student)
     torch.manual_seed(options.seed)
     progress(None, f"training with {location.rpartition('/')[2]}")

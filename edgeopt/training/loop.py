@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.augmentation import augment
-from edgeopt.checkpoint import Checkpoint, Epoch, State, copy_of
 from edgeopt.errors import InputError, StageError
 from edgeopt.formats.exporting import first_line, flatten
-from edgeopt.objective import LossOptions, Objective, same_outputs
+from edgeopt.training.augmentation import augment
+from edgeopt.training.checkpoint import Checkpoint, Epoch, State, copy_of
+from edgeopt.training.objective import LossOptions, Objective, same_outputs
 
 if TYPE_CHECKING:
     import numpy as np
