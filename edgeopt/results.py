@@ -64,6 +64,7 @@ class RunResult:
 
     `plan` is as it was run: its baseline may be another than the one planned. `builds` are by step, `qualities` (the
     store's entries, with outputs) and `logs` by candidate. `reused` says of each job whether it was there already.
+    `sources` holds what decided the imported model ("import") and each set of samples ("data:<role>").
     """
 
     plan: Plan
@@ -77,6 +78,7 @@ class RunResult:
     session_reused: bool
     warnings: Sequence[str]
     logs: Mapping[str, Path]
+    sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def compare(self, a: str, b: str) -> Comparison | None:
         """Whether candidate b is faster than a; None where they never took turns."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from edgeopt.target import Target
 def convert(recipe: Recipe, *, output: Path | None, remeasure: bool, display: Display) -> dict[str, Any]:
     """Do everything a recipe says. Returns the document of `edgeopt.results`, which is also in the run directory.
 
-    Raises InputError, MissingDependency, TargetUnreachable before anything is built, StageError when every candidate
-    failed (the run directory is written), KeyboardInterrupt.
+    Raises InputError, MissingDependency, TargetUnreachable before anything is built, and KeyboardInterrupt. That every
+    candidate failed, or that none is inside, is in the document: see `exit_code`.
     """
     started = time.monotonic()
     pipeline.check_inputs(recipe)
@@ -119,6 +119,10 @@ class _Work:
             session_reused=session_reused,
             warnings=self._warnings(session, done),
             logs=logs,
+            sources={
+                IMPORT: done[IMPORT].value.entry.inputs,
+                **{job: asdict(done[job].value) for job in done if job.startswith("data:")},
+            },
         )
 
     def _measure(self, ready: Mapping[str, Built], samples: Prepared) -> tuple[SessionResult, bool]:

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from edgeopt import __version__, bundle
 from edgeopt.errors import InputError
+from edgeopt.plan import IMPORT
 from edgeopt.report import html, markdown
 from edgeopt.results import Outcome, RunResult
 from edgeopt.samples import Samples
@@ -109,9 +110,16 @@ def run_json(document: Mapping[str, Any], result: RunResult, target: Target) -> 
         "model": recipe.model,
         "weights": recipe.weights,
         "data": {
-            role: {"location": source.location, "samples": source.samples, "seed": source.seed}
+            role: {
+                "location": source.location,
+                "samples": source.samples,
+                "seed": source.seed,
+                "digest": result.sources[f"data:{role}"]["digest"],
+                "count": result.sources[f"data:{role}"]["count"],
+            }
             for role, source in result.plan.data.items()
         },
+        "import": result.sources[IMPORT],
         "target": target.to_json(),
         "machine": result.session.machine.to_json() if result.session else None,
         "measure": {"rounds": recipe.measure.rounds, "block_ns": recipe.measure.block_ns, "seed": 0},

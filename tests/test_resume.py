@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import random
 import shutil
@@ -13,7 +14,20 @@ from pathlib import Path
 
 import command
 import pytest
-from command import ONE_CANDIDATE, built, convert, digests, edgeopt, finish, gone, leftovers, project, start, stored
+from command import (
+    ONE_CANDIDATE,
+    built,
+    convert,
+    digests,
+    edgeopt,
+    finish,
+    gone,
+    leftovers,
+    project,
+    run_json,
+    start,
+    stored,
+)
 
 KILLS = int(os.environ.get("EDGEOPT_KILLS", "8"))
 STEPS = {
@@ -61,6 +75,15 @@ def test_a_first_run_builds_everything(reference):
     assert built(document) == STEPS
     assert document["reused"]["measurements"] is False
     assert gone(cache, 1)
+
+
+def test_the_run_says_what_it_was_made_of(reference):
+    folder, _, document = reference
+    told = run_json(document)
+    model = next(folder.glob("*.onnx"))
+    assert told["import"]["model"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    assert told["import"]["tools"]["onnx"]
+    assert all(len(source["digest"]) == 64 and source["count"] for source in told["data"].values())
 
 
 def test_the_command_itself_needs_little_memory(reference, copy, tmp_path):

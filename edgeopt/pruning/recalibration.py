@@ -43,7 +43,6 @@ def batch_norms(module: Any, batches: Batches) -> int:
 
 def moments(module: Any, names: Iterable[str], batches: Batches) -> dict[str, tuple[Any, Any]]:
     """The mean and variance of each output channel of the layers named, over the batches: {name: (mean, variance)}."""
-    import torch
 
     totals: dict[str, list[Any]] = {}
 
@@ -57,16 +56,23 @@ def moments(module: Any, names: Iterable[str], batches: Batches) -> dict[str, tu
 
         return hook
 
+    _run_hooked(module, {name: add(name) for name in names}, batches)
+    return {name: (mean / count, variance / count) for name, (count, mean, variance) in totals.items()}
+
+
+def _run_hooked(module: Any, hooks: Mapping[str, Any], batches: Batches) -> None:
+    """All batches through the module, with a forward hook on each layer named, and none of them left after."""
+    import torch
+
     layers = dict(module.named_modules())
-    hooks = [layers[name].register_forward_hook(add(name)) for name in names]
+    handles = [layers[name].register_forward_hook(hook) for name, hook in hooks.items()]
     try:
         with torch.no_grad():
             for call in batches():
                 call(module)
     finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: (mean / count, variance / count) for name, (count, mean, variance) in totals.items()}
+        for handle in handles:
+            handle.remove()
 
 
 def restore(
@@ -100,14 +106,7 @@ def restore(
 
         return hook
 
-    hooks = [layers[name].register_forward_hook(mend(name)) for name in targets]
-    try:
-        with torch.no_grad():
-            for call in batches():
-                call(module)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _run_hooked(module, {name: mend(name) for name in targets}, batches)
     with torch.no_grad():
         for name, (count, mean, variance) in totals.items():
             layer = layers[name]
