@@ -8,8 +8,8 @@ it what makes the torch module again without a pickle:
     module.json            {"schema": 1, "history": [{"stage": "prune", "attributes": {...}, ...}, ...]}
 
 The module is the source's own: the factory is run again, or the imported ONNX is brought into torch. Then each entry of
-the history sets attributes of its layers ("out_channels" of "stages.0.conv1" is 16), and the weights are loaded, name
-for name, with the shapes that they have.
+the history takes out its residual blocks and sets attributes of its layers ("out_channels" of "stages.0.conv1" is 16),
+and the weights are loaded, name for name, with the shapes that they have.
 
 This module knows nothing of how a network is pruned or trained.
 """
@@ -27,6 +27,7 @@ from edgeopt import formats
 from edgeopt.errors import CorruptArtifact, StageError
 from edgeopt.formats import ModelRef, canonical, exporting, onnx_to_torch
 from edgeopt.formats import torch as torch_format
+from edgeopt.pruning import blocks
 from edgeopt.samples import Samples
 from edgeopt.stages import Produced, StageJob
 
@@ -101,7 +102,7 @@ def arguments(job: StageJob, module: Any, batch: Mapping[str, Array]) -> tuple[l
 def largest_batch(job: StageJob, module: Any, samples: Samples) -> int | None:
     """How many samples the module takes at once, None where it takes any number.
 
-    Graphs from ONNX may hold reshapes to fixed sizes, which fix the batch at 1.
+    Graphs from ONNX may hold reshapes to fixed sizes, which fix the batch at 1, or mix the samples of a batch.
     """
     import torch
 
@@ -111,10 +112,16 @@ def largest_batch(job: StageJob, module: Any, samples: Samples) -> int | None:
     args, kwargs = arguments(job, module, samples.batch(0, 2))
     with torch.no_grad(), redirect_stderr(io.StringIO()):  # torch.fx prints what it raises
         try:
-            module(*args, **kwargs)
+            together = exporting.flatten(module(*args, **kwargs))[0]
         except RuntimeError:
             return 1
-    return None
+        alone = exporting.flatten(module(*(a[:1] for a in args), **{name: a[:1] for name, a in kwargs.items()}))[0]
+    same = all(
+        value.shape[1:] == one.shape[1:]
+        and torch.allclose(value[:1].float(), one.float(), rtol=1e-3, atol=1e-3 * float(one.abs().max()))
+        for value, one in zip(together, alone)
+    )
+    return None if same else 1
 
 
 def save(
@@ -179,11 +186,14 @@ def _restore(module: Any, history: Sequence[Mapping[str, Any]], weights: Path) -
         stored = load_file(weights)
     except (SafetensorError, OSError) as error:
         raise CorruptArtifact(f"{weights.name} cannot be read: {error}") from error
-    layers = dict(module.named_modules())
     for entry in history:
+        for name in entry.get("blocks", ()):
+            blocks.remove(module, name)
+        layers = dict(module.named_modules())
         for name, values in entry.get("attributes", {}).items():
             for key, value in values.items():
                 setattr(layers[name], key, tuple(value) if isinstance(value, list) else value)
+    layers = dict(module.named_modules())
     own = _tensors(module)
     if own.keys() != stored.keys():
         different = sorted(own.keys() ^ stored.keys())

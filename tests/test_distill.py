@@ -20,10 +20,13 @@ from edgeopt.errors import InputError, StageError
 from edgeopt.samples import write_samples
 from edgeopt.stages import StageJob, distill, prune
 from edgeopt.target import Target
+from edgeopt.training import loop
+from edgeopt.training.features import Features, attention_map
 
 torch.set_num_threads(1)  # fastest for so little work; and part of what a checkpoint is gone on with
 FACTORY = f"{fashion.SAMPLE / 'model.py'}:build"
 WEIGHTS = str(fashion.SAMPLE / "weights.safetensors")
+PAIR = ("stages.[35]",)
 FEW = {"epochs": 2, "batch": 32, "learning_rate": 1e-3}
 
 
@@ -195,6 +198,13 @@ def train(model, teacher, data):
         optimizer.step()
     return model
 
+def keeping(model, teacher, data, checkpoints):
+    before = checkpoints / "epochs"
+    before.write_text((before.read_text() if before.exists() else "") + "1")
+    with torch.no_grad():
+        model.fc.bias.fill_(len(before.read_text()))
+    return model
+
 def other(model, teacher, data):
     return torch.nn.Linear(2, 2)
 
@@ -217,6 +227,59 @@ def test_a_loop_of_the_users_own(own, tmp_path):
     assert made.details["held_out"]["loss_after"] < made.details["held_out"]["loss_before"]
     assert made.details["training_samples"] == 182
     assert [path.name for path in made.sources][:1] == ["own_loop.py"]
+
+
+def test_a_loop_of_the_users_own_finds_its_checkpoints_again(own, tmp_path):
+    asked = job(distill, pruned(), tmp_path / "out", training(), finetune=f"{own}:keeping")
+    for times in (1, 2):  # as after a kill: what a worker leaves there outlives it until the step is done
+        made = fashion.artifact(asked.out, distill.run(asked))
+        assert (modules.load(replace(asked, parent=made, parent_folder=asked.out)).fc.bias == times).all()
+
+
+def test_features_inside_come_closer_to_the_teachers(tmp_path):
+    def distance(parent, name):
+        module = modules.load(job(distill, parent, tmp_path / name, training()))
+        features = Features(
+            modules.source(job(distill, parent, tmp_path / f"{name}s", training())), PAIR, 1, rough=False
+        )
+        features.place(module, loop.Placement("cpu"))
+        images, _ = fashion.images_and_labels(64)
+        with torch.no_grad():
+            features.teacher([images])
+            module(torch.from_numpy(images))
+            return float(features.loss())
+
+    made = distilled(tmp_path / "out", features=PAIR, beta=10.0)
+    assert made[0].details["features"] == ["stages.3", "stages.5"]
+    assert made[0].details["teacher"]["backend"] == "torch, for its features"
+    assert distance(made, "after") < distance(pruned(), "before")
+
+
+def test_an_attention_map_knows_nothing_of_the_number_of_channels():
+    maps = torch.rand(2, 1, 5, 5)
+    few, many = (attention_map(None, maps.expand(2, count, 5, 5)) for count in (3, 8))
+    torch.testing.assert_close(few, many)
+    torch.testing.assert_close(few.norm(dim=1), torch.ones(2))
+    assert attention_map(None, torch.rand(2, 10)) is None
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (("stage",), "features: no layer is named like 'stage'"),
+        (("fc",), "the layer fc is not called, or gives no tensor with channels and places"),
+        (("(",), r"features: '\(' is not a regular expression"),
+    ],
+)
+def test_features_that_are_not_there_are_named(tmp_path, patterns, message):
+    with pytest.raises(InputError, match=message):
+        distilled(tmp_path / "out", features=patterns)
+
+
+@pytest.mark.parametrize("other", [{"finetune": "a.py:b"}, {"teacher": "a.onnx"}])
+def test_features_are_of_the_original_and_of_our_own_training(other):
+    with pytest.raises(ValueError, match="features are"):
+        distill.choices()[""](features=PAIR, **other)
 
 
 @pytest.mark.parametrize(
@@ -312,3 +375,21 @@ def test_a_run_that_was_killed_goes_on_from_the_last_epoch_to_the_same_artifact(
     resumed = [meta["artifact"]["details"].get("resumed_after_epoch") for meta in details if "artifact" in meta]
     assert max(filter(None, resumed)) >= 1
     assert not list(cache.glob("checkpoints/*"))
+
+
+DIVERGING = """
+model: model.onnx
+data: {train: calibration.npz, validation: validation.npz}
+steps:
+  - distill: [{epochs: 1, learning_rate: 1e9, precision: fp32}, {epochs: 1, batch: 16}]
+  - compile: onnxruntime
+measure: {rounds: 3, block: 5 ms}
+"""
+
+
+def test_a_diverging_training_costs_its_candidate_alone(tmp_path):
+    document = command.convert(command.project(tmp_path / "project", DIVERGING), tmp_path / "cache")
+    diverged, other = document["candidates"][1:]
+    assert (diverged["status"], other["status"] in ("inside", "chosen")) == ("failed", True)
+    assert diverged["reasons"][0].startswith("the training diverged in epoch 1: loss")
+    assert diverged["reasons"][0].endswith("Set a lower learning rate than 1e+09.")

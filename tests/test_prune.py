@@ -118,9 +118,9 @@ def test_the_module_made_again_computes_what_the_onnx_does(source: Any, options:
     np.testing.assert_allclose(scores(parent[1], images), expected, atol=1e-4)
 
 
-def test_pruning_goes_on_from_what_was_pruned(tmp_path: Path) -> None:
+def test_pruning_goes_on_from_what_was_pruned_to_a_share_of_the_original(tmp_path: Path) -> None:
     out = tmp_path / "twice"
-    produced = prune.run(job(TORCH, out, pruned(), channels="50 %"))
+    produced = prune.run(job(TORCH, out, pruned(), channels="75 %"))
     twice = (fashion.artifact(out, produced), out)
     module = modules.load(job(TORCH, tmp_path / "next", twice))
     assert module.stages[5].conv2.weight.shape == (32, 32, 3, 3)
@@ -157,6 +157,11 @@ def test_recalibration_restores_a_quarter_pruned_network_without_training(
 def test_what_was_recalibrated_is_told() -> None:
     assert pruned()[0].details["recalibrated"] == "15 batch norms"
     assert pruned(ONNX, speedup="3x")[0].details["recalibrated"] == "16 layers, as there are no batch norms"
+
+
+def test_what_has_left_already_is_not_pruned_again(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="nothing was pruned: 50 % of the channels, less what has left before,"):
+        prune.run(job(TORCH, tmp_path / "again", pruned(), channels="50 %"))
 
 
 def test_int8_and_compiling_go_on_from_it() -> None:
@@ -526,3 +531,94 @@ def test_the_command_prunes_a_torch_model(tmp_path: Path) -> None:
     parameters = {candidate["id"]: candidate["parameters"] for candidate in document["candidates"]}
     assert set(parameters) == {"onnxruntime", "prune50-onnxruntime"}
     assert parameters["prune50-onnxruntime"] < 0.6 * parameters["onnxruntime"]
+
+
+def test_masks_are_alternatives_and_a_pattern_needs_no_quotes() -> None:
+    made = planned("- prune: [{channels: 50 %}, {sparsity: [0 %, 80 %]}, {pattern: 2:4}]\n- compile: onnxruntime")
+    ids = [candidate.id for candidate in made.candidates]
+    assert ids == ["onnxruntime", "prune50-onnxruntime", "sparse80-onnxruntime", "sparse2of4-onnxruntime"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("{sparsity: 100 %}", "some of the weights have to stay"),
+        ("{pattern: 4:2}", "write a pattern like '2:4'"),
+        ("{pattern: 50 %}", "write a pattern like '2:4'"),
+        ("{sparsity: 80 %, channels: 50 %}", "prune takes one of"),
+        ("{sparsity: 80 %, steps: 3}", "steps is for channels: it does not go with sparsity"),
+        ("{pattern: 2:4, scope: global}", "a pattern is the same everywhere"),
+    ],
+)
+def test_mistakes_about_masks_are_told(options: str, told: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        planned(f"- prune: {options}")
+    assert told in caught.value.problems[0]
+
+
+def test_pruning_may_come_again_after_training() -> None:
+    made = planned("""
+        - prune: {channels: 30 %}
+        - distill: {epochs: 1}
+        - prune: [{channels: 50 %}, {sparsity: 80 %}]
+        - distill: {epochs: 5}
+        - compile: onnxruntime
+    """)
+    steps = {candidate.id: dict(candidate.labels) for candidate in made.candidates}
+    assert list(steps) == [
+        "onnxruntime",
+        "prune30-distill1-prune50-distill5-onnxruntime",
+        "prune30-distill1-sparse80-distill5-onnxruntime",
+    ]
+    assert steps["prune30-distill1-prune50-distill5-onnxruntime"] == {
+        "prune": "prune30",
+        "distill": "distill1",
+        "prune 2": "prune50",
+        "distill 2": "distill5",
+        "compile": "onnxruntime",
+    }
+
+
+def test_the_same_stage_twice_in_a_row_tries_each_with_each() -> None:
+    made = planned("- prune: {blocks: [0, 1]}\n- prune: {channels: [0 %, 50 %]}\n- compile: onnxruntime")
+    assert [candidate.id for candidate in made.candidates] == [
+        "onnxruntime",
+        "prune50-onnxruntime",
+        "minus1block-onnxruntime",
+        "minus1block-prune50-onnxruntime",
+    ]
+
+
+AGAIN = """
+model: model.py:build
+data: {train: calibration.npz, validation: validation.npz}
+steps:
+  - prune: {channels: 25 %, round_to: 4}
+  - distill: {epochs: 1, batch: 16}
+  - prune: [{channels: 50 %, round_to: 4}, {sparsity: 80 %}]
+  - compile: onnxruntime
+measure: {rounds: 3, block: 5 ms}
+"""
+
+
+def test_the_command_prunes_again_and_the_report_tells_of_it(tmp_path: Path) -> None:
+    folder = command.project(tmp_path / "project", AGAIN)
+    (folder / "model.py").write_text(FACTORY)
+    document = command.convert(folder, tmp_path / "cache")
+    told = {found["id"].rpartition("-")[2]: found for found in document["pruned"]}
+    assert len(document["pruned"]) == 3
+    assert [found["channels"]["0"] for found in document["pruned"] if "channels" in found] == [[16, 12], [12, 8]]
+    assert told["sparse80"]["zeros"] == pytest.approx(0.8 * told["sparse80"]["zeros_of"], rel=0.01)
+    report = (Path(document["run"]) / "report.md").read_text()
+    assert "fewer channels in 1 of 2 layers (0 12 to 8). Not pruned: 4: it makes the model's output" in report
+    assert "80.00 % of the weights are zero in 2 layers; the network keeps its shape" in report
+    assert "<h2>Pruned</h2>" in (Path(document["run"]) / "report.html").read_text()
+
+
+def test_a_recipe_that_prunes_nothing_says_so() -> None:
+    made = planned("- prune: {channels: 0 %}\n- distill: {epochs: 1}\n- compile: onnxruntime")
+    assert [candidate.id for candidate in made.candidates] == ["onnxruntime"]
+    assert made.left_out == {
+        "prune0": "there is nothing to do: it leaves the model as it is",
+        "distill1": "there is nothing to make good: no step before it changes the model",
+    }

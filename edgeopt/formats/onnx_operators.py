@@ -158,16 +158,25 @@ def reshape(n: Node) -> Any:
     shape = n.constant(1) if n.is_constant(1) else list(wanted)
     if not n.attribute("allowzero", 0):
         shape = [given[axis] if size == 0 else size for axis, size in enumerate(shape)]
-    return n.call("reshape", n.tensor(0), shape)
+    if -1 in shape[1:] and given[:1] == wanted[:1]:
+        return n.call("reshape", n.tensor(0), [n.method("size", n.tensor(0), 0), *shape[1:]])
+    return n.call("reshape", n.tensor(0), shape if -1 in shape else _for_any_batch(shape))
 
 
 def flatten(n: Node) -> Any:
-    axis = n.attribute("axis", 1)
-    return n.layer("Flatten", n.tensor(0)) if axis == 1 else n.call("reshape", n.tensor(0), n.output_shape())
+    return n.layer("Flatten", n.tensor(0)) if n.attribute("axis", 1) == 1 else to_output_shape(n)
 
 
 def to_output_shape(n: Node) -> Any:
-    return n.call("reshape", n.tensor(0), n.output_shape())
+    return n.call("reshape", n.tensor(0), _for_any_batch(n.output_shape()))
+
+
+def _for_any_batch(sizes: Sequence[int]) -> list[int]:
+    """The shape for one sample, as one for any number of them: a first dimension of 1 is what the others leave.
+
+    For one sample that is exact. Whether the first dimension is the batch is not known here.
+    """
+    return [-1, *sizes[1:]] if len(sizes) > 1 and sizes[0] == 1 and 0 not in sizes else list(sizes)
 
 
 def transpose(n: Node) -> Any:
@@ -175,7 +184,16 @@ def transpose(n: Node) -> Any:
 
 
 def concat(n: Node) -> Any:
-    return n.call("cat", [n.tensor(i) for i in range(len(n))], n.attribute("axis"))
+    """A constant of one sample (a class token) is there for every sample."""
+    axis, parts = n.attribute("axis"), [n.tensor(i) for i in range(len(n))]
+    constant = [i for i in range(len(n)) if n.is_constant(i)]
+    computed = [part for i, part in enumerate(parts) if i not in constant]
+    for i in constant if computed else ():
+        rank = len(n.shape(i))
+        if axis % rank and n.shape(i)[0] == 1:
+            count = n.method("size", computed[0], 0)
+            parts[i] = n.method("expand", parts[i], count, *[-1] * (rank - 1))
+    return n.call("cat", parts, axis)
 
 
 def split(n: Node) -> Any:
@@ -235,7 +253,10 @@ def pad(n: Node) -> Any:
 
 
 def expand(n: Node) -> Any:
-    return n.call("broadcast_to", n.tensor(0), n.output_shape())
+    given, wanted = n.shape(0), list(n.output_shape())
+    if len(given) == len(wanted) > 1 and given[0] == wanted[0] == 1:
+        wanted[0] = -1  # as it is, for any number of samples
+    return n.call("broadcast_to", n.tensor(0), wanted)
 
 
 def tile(n: Node) -> Any:

@@ -65,11 +65,19 @@ class Pruned:
 class Prunable:
     """A module and its groups of channels that can leave together.
 
-    `not_pruned` maps each layer whose outputs stay whole to the reason. Raises StageError where a module cannot be
-    traced, or where nothing in it can be pruned.
+    `not_pruned` maps each layer whose outputs stay whole to the reason. `original` says how many output channels the
+    layers had at the beginning, which fractions are of, where the module has lost some already. Raises StageError where
+    a module cannot be traced, or where nothing in it can be pruned.
     """
 
-    def __init__(self, module: Any, call: Call, ignore: Sequence[str], round_to: int) -> None:
+    def __init__(
+        self,
+        module: Any,
+        call: Call,
+        ignore: Sequence[str],
+        round_to: int,
+        original: Mapping[str, int] | None = None,
+    ) -> None:
         self.module = module
         self.call = call
         self.not_pruned: dict[str, str] = {}
@@ -81,7 +89,8 @@ class Prunable:
             self._leave_alone(_output_layers(module, call, self._layers), ignore)
             self._graph = self._traced()
         self._try_each(round_to)
-        self._channels = {self._root(group): _width(group) for group in self._groups()}
+        at_first = original or {}
+        self._channels = {(root := self._root(g)): at_first.get(root, _width(g)) for g in self._groups()}
         if not self._channels:
             raise StageError(f"nothing to prune: {_told(self.not_pruned)}")
 
@@ -103,12 +112,13 @@ class Prunable:
             parameter.grad = None
         return pruned
 
-    def fraction_for(self, speedup: float, ranking: Ranking) -> float:
-        """The smallest fraction whose multiply-accumulates are those of now divided by `speedup`, found by halving.
+    def fraction_for(self, speedup: float, ranking: Ranking, before: int | None = None) -> float:
+        """The smallest fraction whose multiply-accumulates are those of `before` (by default of now) divided by
+        `speedup`, found by halving.
 
         Raises StageError with what can be reached where it cannot.
         """
-        before = macs(self.module, self.call)
+        before = before or macs(self.module, self.call)
 
         def reached(fraction: float) -> float:
             with self._undone():
@@ -346,6 +356,11 @@ def _bounded() -> Iterator[None]:
         yield
     finally:
         Group.add_dep = ordinary
+
+
+def widths(module: Any) -> dict[str, int]:
+    """The output channels of every convolution and linear layer of a module, by name."""
+    return {name: _out_channels(layer) for name, layer in module.named_modules() if isinstance(layer, _root_types())}
 
 
 def macs(module: Any, call: Call) -> int:

@@ -2,9 +2,11 @@
 
     - distill: {epochs: 5, temperature: 4, alpha: 0.7, augment: flip_shift}
     - distill: {teacher: bigger.onnx, labels: required}
+    - distill: {epochs: 3, features: ['stages\\.[0-9]']}    what is inside made alike too
     - distill: {finetune: my_training.py:train}       a training loop of the user's own
 
-Without labels the teacher alone is followed. The validation data is never read here.
+Without labels the teacher alone is followed. The validation data is never read here. Weights that `prune` has masked
+stay zero.
 """
 
 from __future__ import annotations
@@ -13,67 +15,50 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from edgeopt import backends, formats, modules
-from edgeopt.artifact import TensorSpec
-from edgeopt.errors import InputError
-from edgeopt.formats import ModelRef, canonical
-from edgeopt.samples import Samples
+from edgeopt import modules
+from edgeopt.pruning import masks
 from edgeopt.stages import Location, Options, Produced, StageJob
-from edgeopt.training import finetuning, loop, teacher
-from edgeopt.training.loop import TrainingData, TrainingOptions
-from edgeopt.training.objective import LossOptions
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, Any]
+from edgeopt.training import distillation, finetuning, loop, teacher
+from edgeopt.training.distillation import ORIGINAL, DistillationOptions
+from edgeopt.training.features import Features
+from edgeopt.training.loop import TrainingData
 
 VERSION = 1
 USES_MODULE = True
+REPEATS = True
 RECOVERS = True
 
-ORIGINAL = "original"
-TEACHERS_BACKENDS = ("openvino", "onnxruntime")
 
+class DistillOptions(DistillationOptions):
+    """How to train: as any distillation, and what this stage alone does.
 
-class DistillOptions(Options):
-    """How to train.
-
-    `alpha` is the weight of the teacher against that of the labels, `temperature` how soft the teacher's classes are
-    made. `loss`: "auto" takes kl for class scores and mse for other outputs. `learning_rate` is the peak of one cycle.
-    `augment`: random flips, shifts by up to a 14th, or crops of the training images. `ema`: decay of the averaged
-    weights, 0 for none. `patience`: epochs without a better held-out loss, after which it stops; 0 for never.
-    `samples`: so many of the training samples, drawn by `seed`; None takes all. `labels`: "required" refuses data
-    without. `teacher`: "original", or a model file. `finetune`: a function of the user's, called with model, teacher
-    and data, that returns the trained model. `always`: also where nothing was pruned.
+    `features`: regular expressions; what the layers give whose whole name matches one is made like what the original's
+    give, by attention maps, with the weight `beta`; the original then runs in torch in every step. `finetune`: a
+    function of the user's, called with model, teacher and data, that returns the trained model. `always`: also where
+    nothing was pruned.
     """
 
     always_named: ClassVar[tuple[str, ...]] = ("epochs",)
 
-    epochs: int = Field(default=5, ge=1, le=10_000)
-    temperature: float = Field(default=4.0, gt=0, le=100)
-    alpha: float = Field(default=0.7, ge=0, le=1)
-    loss: Literal["auto", "kl", "mse", "cosine"] = "auto"
-    learning_rate: float = Field(default=2e-3, gt=0)
-    batch: int = Field(default=128, ge=1)
-    augment: Literal["none", "flip", "shift", "crop", "flip_shift"] = "none"
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    ema: float = Field(default=0.99, ge=0, lt=1)
-    patience: int = Field(default=5, ge=0)
-    samples: int | None = Field(default=None, ge=2)
-    labels: Literal["optional", "required"] = "optional"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    teacher: Location = ORIGINAL
+    features: tuple[str, ...] = ()
+    beta: float = Field(default=10.0, gt=0)
     finetune: Location | None = None
-    seed: int = Field(default=0, ge=0)
     always: bool = False
 
+    @model_validator(mode="after")
+    def _features_alone(self) -> DistillOptions:
+        if self.features and self.finetune:
+            raise ValueError("features are of edgeopt's own training: they do not go with finetune")
+        if self.features and self.teacher != ORIGINAL:
+            raise ValueError("features are matched with the original's by layer names: leave teacher out")
+        return self
+
     def told(self) -> Mapping[str, str]:
-        return {"epochs": f"distill{self.epochs}", "augment": self.augment.replace("_", "-")}
+        return {**super().told(), "epochs": f"distill{self.epochs}"}
 
 
 def choices() -> Mapping[str, type[Options]]:
@@ -82,13 +67,11 @@ def choices() -> Mapping[str, type[Options]]:
 
 def tools(choice: str, options: Any) -> Sequence[str]:
     """torch's, and the backend that runs the teacher, where one is installed."""
-    names = [backends.find(name).DISTRIBUTION for name in TEACHERS_BACKENDS]
-    return (*modules.TOOLS, *[name for name in names if backends.version(name)][:1])
+    return (*modules.TOOLS, *distillation.tools())
 
 
 def files(choice: str, options: Any) -> Sequence[str]:
-    named = [options.finetune] if options.finetune else []
-    return [*named, *([options.teacher] if options.teacher != ORIGINAL else [])]
+    return [*([options.finetune] if options.finetune else []), *distillation.files(options)]
 
 
 def sample_roles(choice: str, options: Any, precision: str) -> Sequence[str]:
@@ -96,7 +79,7 @@ def sample_roles(choice: str, options: Any, precision: str) -> Sequence[str]:
 
 
 def objection(choice: str, options: Any, precision: str) -> str | None:
-    if precision == "int8":
+    if precision.startswith("int"):
         return "the model is quantized already: distill comes before quantize"
     return None
 
@@ -113,19 +96,28 @@ def run(job: StageJob) -> Produced:
     """
     options: DistillOptions = job.options
     job.progress(0.0, "making the torch module")
-    _share_the_cores(job.threads)
+    distillation.share_the_cores(job.threads)
     student = modules.load(job)
-    data, notes = _data(job, student)
+    data, notes = distillation.training_data(job, student, "distill")
     sources: tuple[Path, ...] = ()
-    with tempfile.TemporaryDirectory() as scratch:
-        guide = _teacher(job, Path(scratch))
+    masked = masks.Masks.of(student, masks.of_history(modules.history(job)))
+    with tempfile.TemporaryDirectory() as scratch, masked.held(student):
+        guide = distillation.load_teacher(job, Path(scratch))
         if options.finetune:
             student, details, sources = finetuning.run(
-                options.finetune, student, guide, data, _training_options(job, student, data), job.progress
+                options.finetune,
+                student,
+                guide,
+                data,
+                distillation.training_options(job, student, data),
+                job.progress,
+                job.scratch / "finetune" if job.scratch else None,
+                masked.apply,
             )
         else:
             details = _trained(job, student, guide, data)
-        details["teacher"] = {"model": Path(options.teacher).name, "backend": guide.backend}
+        runs = "torch, for its features" if options.features else guide.backend
+        details["teacher"] = {"model": Path(options.teacher).name, "backend": runs}
     told = [*notes, *details.pop("notes", ())]
     history = [*modules.history(job), {"stage": "distill"}]
     if told:
@@ -133,119 +125,16 @@ def run(job: StageJob) -> Produced:
     return replace(modules.save(job, student, history, job.samples["train"], details), sources=sources)
 
 
-def _share_the_cores(threads: int | None) -> None:
-    """Compute with so many threads, the teacher too."""
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)
-
-
 def _trained(job: StageJob, student: Any, guide: teacher.Teacher, data: TrainingData) -> dict[str, Any]:
-    chosen = _training_options(job, student, data)
-    result = loop.train(student, guide, data, chosen, job.scratch, job.progress)
+    options: DistillOptions = job.options
+    chosen = distillation.training_options(job, student, data)
+    features = None
+    if options.features:
+        features = Features(
+            modules.source(job), options.features, options.beta, rough=distillation.rough(options, job.parent.outputs)
+        )
+    result = loop.train(student, guide, data, chosen, job.scratch, job.progress, features)
     return {
-        "epochs": len(result.epochs),
-        "best_epoch": result.best_epoch,
-        "held_out": {
-            "metric": result.metric,
-            "samples": result.held_out,
-            "before": result.score_before,
-            "after": result.score_after,
-            "loss_before": result.loss_before,
-            "loss_after": result.loss_after,
-        },
-        "history": [[e.number, e.loss, e.held_out_loss, e.score] for e in result.epochs],
-        "losses": list(result.losses),
-        "training_samples": result.samples,
-        "training_seconds": round(result.seconds, 1),
-        "images_per_s": None if result.images_per_s is None else round(result.images_per_s, 1),
-        "resumed_after_epoch": result.resumed_after,
-        "computed": {**result.settings, "batch": chosen.batch, "threads": loop.threads()},
-        "notes": result.notes,
+        **({"features": list(features.names)} if features else {}),
+        **distillation.details(result, chosen),
     }
-
-
-def _training_options(job: StageJob, student: Any, data: TrainingData) -> TrainingOptions:
-    options: DistillOptions = job.options
-    return TrainingOptions(
-        epochs=options.epochs,
-        batch=_batch(job, student, data),
-        rate=options.learning_rate,
-        loss=LossOptions(options.loss, options.temperature, options.alpha, options.label_smoothing),
-        augment=options.augment,
-        ema=options.ema,
-        patience=options.patience,
-        seed=options.seed,
-        bf16=None if options.precision == "auto" else options.precision == "bf16",
-    )
-
-
-def _data(job: StageJob, student: Any) -> tuple[TrainingData, list[str]]:
-    """The training samples in the order of the model's inputs, and what has to be told of them."""
-    import numpy as np
-
-    options: DistillOptions = job.options
-    samples = Samples(job.samples["train"])
-    labels = samples.labels()
-    if labels is None and options.labels == "required":
-        raise InputError(
-            "distill: the recipe says `labels: required`, and the training data has none",
-            remedy="Add an array `labels` of class indices to the training data, or leave that option out.",
-        )
-    raw = {name: samples.raw(name) for name in samples.inputs}
-    count = len(samples)
-    chosen = np.arange(count)
-    if options.samples is not None and options.samples < count:
-        chosen = np.sort(np.random.default_rng(options.seed).permutation(count)[: options.samples])
-
-    def bound(indices: Array) -> tuple[list[Any], dict[str, Any]]:
-        batch = {name: samples.preprocess.apply(values[chosen[indices]]) for name, values in raw.items()}
-        return modules.arguments(job, student, batch)
-
-    def inputs(indices: Array) -> list[Array]:
-        args, kwargs = bound(indices)
-        return [value.numpy() for value in (*args, *kwargs.values())]
-
-    keywords = tuple(bound(np.arange(1))[1])
-    notes = []
-    if labels is None and options.alpha < 1:
-        notes.append("the training data has no labels: the teacher alone is followed")
-    return TrainingData(len(chosen), inputs, None if labels is None else labels[chosen], keywords), notes
-
-
-def _batch(job: StageJob, student: Any, data: TrainingData) -> int:
-    """Samples in a step: as the recipe says, or as many as the model takes where that is fixed.
-
-    A module imported from ONNX may reshape to one sample though the file's batch is free.
-    """
-    fixed = job.parent.inputs[0].shape[0] if job.parent.inputs else None
-    if isinstance(fixed, int):
-        return fixed
-    return int(job.options.batch) if loop.takes_batches(student, data) else 1
-
-
-def _teacher(job: StageJob, scratch: Path) -> teacher.Teacher:
-    """The teacher, checked to take the model's inputs. Its outputs are compared with the student's by the training."""
-    options: DistillOptions = job.options
-    path, outputs = job.lineage["import"] / canonical.FILE, job.parent.outputs
-    inputs = job.parent.inputs
-    if options.teacher != ORIGINAL:
-        job.progress(None, "importing the teacher")
-        imported = formats.importer(options.teacher).to_onnx(
-            ModelRef(options.teacher), job.samples["train"], scratch, lambda _, text: job.progress(None, text)
-        )
-        path, inputs, outputs = scratch / imported.produced.main, imported.produced.inputs, imported.produced.outputs
-        _same(job.parent.outputs, outputs, "outputs")
-        _same(job.parent.inputs, inputs, "inputs")
-    rough = options.loss == "kl" or (options.loss == "auto" and all(len(spec.shape) == 2 for spec in outputs))
-    return teacher.load(path, inputs, outputs, loop.threads(), rough=rough)
-
-
-def _same(student: Sequence[TensorSpec], found: Sequence[TensorSpec], what: str) -> None:
-    if [spec.shape[1:] for spec in student] != [spec.shape[1:] for spec in found]:
-        sides = [", ".join(map(str, specs)) for specs in (student, found)]
-        raise InputError(
-            f"the teacher has other {what} than the model\nmodel: {sides[0]}\nteacher: {sides[1]}",
-            remedy=f"Take a teacher with the same {what}, in the same order.",
-        )

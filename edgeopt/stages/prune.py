@@ -1,46 +1,81 @@
-"""Structured pruning: a network with fewer channels, dense as before, for every runtime to be faster with.
+"""Pruning: a network with fewer channels, dense as before, for every runtime to be faster with; or with masked weights.
 
-    - prune: {channels: [0 %, 30 %, 50 %]}       the fraction of channels that leave
+    - prune: {channels: [0 %, 30 %, 50 %]}        the fraction of channels that leave
     - prune: {speedup: 2x, importance: taylor}    so many that multiply-accumulates fall to half
+    - prune: {latency: 0.1 ms}                    the fewest with which the fastest artifact is so fast on the target
+    - prune: {size: 300 KB}                       the fewest with which the smallest artifact is so small
+    - prune: {channels: auto, rungs: 3}           those fractions that pay, as measured before anything is trained
+    - prune: {blocks: 2}                          so many residual blocks leave, those that cost the outputs least
+    - prune: {sparsity: 80 %}                     so many weights are zero, the network keeps its shape
+    - prune: {pattern: "2:4"}                     two of every four weights along the input channels are
 
-"0 %" passes the model through. Multiply-accumulates are not latency: what it gains is measured later, like all else.
+"0 %" passes the model through. Channels and speed-up are those of the original: where the recipe prunes again after a
+training, `channels: 50 %` goes on from 30 % to 50 %. Multiply-accumulates are not latency, and zeros are not either:
+what it gains is measured later.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from edgeopt import modules, units
 from edgeopt.errors import InputError, StageError
-from edgeopt.pruning import channels, recalibration
+from edgeopt.pruning import blocks, channels, masks, recalibration
 from edgeopt.samples import Samples
-from edgeopt.stages import Options, Produced, StageJob
+from edgeopt.stages import Options, Produced, Search, StageJob
 
 VERSION = 1
 USES_MODULE = True
+REPEATS = True
 
 BATCHES = 10  # of samples, that recalibration reads
 LARGEST_BATCH = 128
 TRACED = 2  # samples in the call that is traced
+LARGEST_PATTERN = 32  # weights in a group of a pattern
+TARGETS = {  # with an example of each
+    "channels": "30 %",
+    "speedup": "2x",
+    "latency": "5 ms",
+    "size": "300 KB",
+    "blocks": "2",
+    "sparsity": "80 %",
+    "pattern": "2:4",
+}
+AUTO = "auto"
+OF_CHANNELS_ALONE = ("importance", "round_to", "steps", "seed")  # and no mask's
+NOT_OF_BLOCKS = (*OF_CHANNELS_ALONE, "scope")
 
 
 class PruneOptions(Options):
-    """What to remove. Exactly one of `channels` ("30 %") and `speedup` ("2x", by multiply-accumulates) is given.
+    """What to remove. Exactly one of `TARGETS` is given: `channels` ("30 %") and `speedup` ("2x", by
+    multiply-accumulates) remove channels; `sparsity` ("80 %") and `pattern` ("2:4") mask weights, by magnitude.
+
+    `latency` ("0.1 ms", the median) and `size` ("300 KB") remove as few channels as will do, found by measuring.
+    `blocks` is how many residual blocks leave: fewer layers, not narrower ones.
+    `channels: auto` measures some fractions, and keeps at most `rungs` of those that pay.
 
     `importance`: "l2", the L2 norm of all weights of a channel; "bn", the scale of its batch norm; "taylor", the change
     of the loss to first order; "random", the control, by `seed`. `scope`: "local" removes the same fraction
     everywhere, "global" ranks the channels of all layers together. Channels that are left are a multiple of `round_to`.
     `ignore`: regular expressions; layers whose whole name matches one, and those inside them, keep their outputs.
-    `steps`: in so many steps, each ranked anew. `recalibrate`: measure the batch norms again after each.
+    `steps`: in so many steps, each ranked anew. `recalibrate`: measure the batch norms again after each. Masks have no
+    `importance`, `round_to`, `steps` and `seed`, and `pattern` no `scope`.
     """
 
     channels: str | None = None
     speedup: str | None = None
+    sparsity: str | None = None
+    pattern: str | None = None
+    latency: str | None = Field(default=None, exclude=True)  # found out before it is built: no part of a step's key
+    size: str | None = Field(default=None, exclude=True)
+    blocks: int | None = Field(default=None, ge=0)
+    rungs: int = Field(default=3, ge=1, le=8, exclude=True)
     importance: Literal["l2", "bn", "taylor", "random"] = "l2"
     scope: Literal["local", "global"] = "local"
     round_to: int = Field(default=8, ge=1, le=256)
@@ -49,15 +84,37 @@ class PruneOptions(Options):
     seed: int = Field(default=0, ge=0)
     recalibrate: bool = True
 
-    @field_validator("channels", mode="before")
+    @field_validator("channels", "sparsity", mode="before")
     @classmethod
-    def _share(cls, value: Any) -> str | None:
+    def _share(cls, value: Any, info: ValidationInfo) -> str | None:
         if value is None:
             return None
+        if value == AUTO and info.field_name == "channels":
+            return AUTO
         fraction = units.parse_fraction(value)
         if not 0 <= fraction < 1:
-            raise ValueError("some of the channels have to stay: give less than 100 %")
+            what = "weights" if info.field_name == "sparsity" else "channels"
+            raise ValueError(f"some of the {what} have to stay: give less than 100 %")
         return f"{fraction * 100:.6g} %"
+
+    @field_validator("pattern", mode="before")
+    @classmethod
+    def _n_of_m(cls, value: Any) -> str | None:
+        if value is None:
+            return None
+        found = re.fullmatch(r"\s*(\d{1,2})\s*:\s*(\d{1,2})\s*", str(value))
+        if not found or not 0 < int(found[1]) < int(found[2]) <= LARGEST_PATTERN:
+            raise ValueError(f"write a pattern like '2:4': kept, of how many, at most {LARGEST_PATTERN}")
+        return f"{int(found[1])}:{int(found[2])}"
+
+    @field_validator("latency", "size", mode="before")
+    @classmethod
+    def _bound(cls, value: Any, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        if (units.parse_time if info.field_name == "latency" else units.parse_size)(value) == 0:
+            raise ValueError("a limit is above zero")
+        return "".join(str(value).split())
 
     @field_validator("speedup", mode="before")
     @classmethod
@@ -70,18 +127,44 @@ class PruneOptions(Options):
         return f"{factor:.6g}x"
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> PruneOptions:
-        if (self.channels is None) == (self.speedup is None):
-            raise ValueError("prune takes one of `channels: 30 %` and `speedup: 2x`")
+    def _one_target(self) -> PruneOptions:
+        given = [name for name in TARGETS if getattr(self, name) is not None]
+        if len(given) != 1:
+            told = [f"`{name}: {example}`" for name, example in TARGETS.items()]
+            raise ValueError(f"prune takes one of {', '.join(told[:-1])} and {told[-1]}")
+        for name in OF_CHANNELS_ALONE if self.masks else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is for channels: it does not go with {given[0]}")
+        for name in NOT_OF_BLOCKS if self.blocks is not None else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} is for channels: it does not go with blocks")
+        if self.rungs != type(self).model_fields["rungs"].default and self.channels != AUTO:
+            raise ValueError("rungs is for `channels: auto`")
+        if self.pattern and self.scope != "local":
+            raise ValueError("scope is for sparsity and channels: a pattern is the same everywhere")
         return self
 
     @property
+    def masks(self) -> bool:
+        """Whether single weights become zero, instead of channels leaving."""
+        return self.sparsity is not None or self.pattern is not None
+
+    @property
     def fraction(self) -> float | None:
-        """Of the channels that leave, None where a speed-up decides."""
-        return None if self.channels is None else units.parse_fraction(self.channels)
+        """Of the channels that leave or the weights that become zero, None where something else decides."""
+        share = self.channels or self.sparsity
+        return None if share in (None, AUTO) else units.parse_fraction(share)
 
     def told(self) -> Mapping[str, str]:
-        return {"channels": f"prune{str(self.channels).removesuffix(' %')}", "speedup": f"prune{self.speedup}"}
+        return {
+            "channels": "prune-auto" if self.channels == AUTO else f"prune{str(self.channels).removesuffix(' %')}",
+            "latency": f"prune-{self.latency}",
+            "size": f"prune-{self.size}",
+            "speedup": f"prune{self.speedup}",
+            "blocks": f"minus{self.blocks}block{'s' if self.blocks != 1 else ''}",
+            "sparsity": f"sparse{str(self.sparsity).removesuffix(' %')}",
+            "pattern": f"sparse{str(self.pattern).replace(':', 'of')}",
+        }
 
 
 def choices() -> Mapping[str, type[Options]]:
@@ -97,11 +180,28 @@ def sample_roles(choice: str, options: Any, precision: str) -> Sequence[str]:
 
 
 def is_identity(choice: str, options: Any) -> bool:
-    return bool(options.fraction == 0)
+    return bool(options.fraction == 0 or options.blocks == 0)
+
+
+def search(choice: str, options: Any) -> Search | None:
+    if options.latency:
+        return Search("latency p50", units.parse_time(options.latency))
+    if options.size:
+        return Search("size", units.parse_size(options.size))
+    return Search(rungs=options.rungs) if options.channels == AUTO else None
+
+
+def at(choice: str, options: Any, fraction: float) -> Options:
+    return PruneOptions(**{**options.model_dump(), "channels": f"{fraction * 100:.6g} %"})
+
+
+def probe(choice: str, options: Any) -> tuple[str, Options]:
+    """Neither speed nor size depends on the statistics of batch norms."""
+    return choice, options if choice == "none" else options.model_copy(update={"recalibrate": False})
 
 
 def objection(choice: str, options: Any, precision: str) -> str | None:
-    if precision == "int8":
+    if precision.startswith("int"):
         return "the model is quantized already: prune comes before quantize"
     return None
 
@@ -126,26 +226,32 @@ def run(job: StageJob) -> Produced:
     job.progress(0.0, "making the torch module")
     module = modules.load(job)
     most = modules.largest_batch(job, module, samples) or LARGEST_BATCH
-    batches = _batches(job, samples, most)
-    normed = recalibration.has_batch_norm(module)
+    way = _masked if options.masks else _shallower if options.blocks else _narrower
+    entry, details = way(job, module, samples, most)
+    history = [*modules.history(job), {"stage": "prune", **entry}]
+    return modules.save(job, module, history, job.samples["calibration"], details)
 
+
+def _narrower(job: StageJob, module: Any, samples: Samples, most: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Remove channels: (what the history is told, details). `most` samples go through the module at once."""
+    options: PruneOptions = job.options
+    batches = _batches(job, samples, most)
     call = channels.Call(*modules.arguments(job, module, samples.batch(0, min(TRACED, most, len(samples)))))
     sizes, counts = modules.attributes(module), _counts(module, call)
+    original = modules.source(job) if modules.history(job) else module
     ranking = channels.Ranking(
         options.importance, options.scope, options.round_to, options.seed, _gradients(job, samples, most)
     )
     with channels.constants_traced(module):
         job.progress(0.1, "tracing what depends on what")
-        prunable = channels.Prunable(module, call, options.ignore, options.round_to)
+        prunable = channels.Prunable(module, call, options.ignore, options.round_to, channels.widths(original))
         widths = prunable.widths()
-        wanted = None
-        if options.recalibrate and not normed:
-            job.progress(0.2, "measuring the whole network")
-            wanted = recalibration.moments(module, widths, batches)
+        wanted = _moments(job, module, widths, batches)
         fraction = options.fraction
         if fraction is None:
             job.progress(0.3, f"searching the fraction that gives {options.speedup}")
-            fraction = prunable.fraction_for(_factor(str(options.speedup)), ranking)
+            macs = channels.macs(original, call)
+            fraction = prunable.fraction_for(_factor(str(options.speedup)), ranking, macs)
         done = channels.Pruned()
         told = "not asked for"
         for step in range(options.steps):
@@ -153,21 +259,20 @@ def run(job: StageJob) -> Produced:
             prunable.prune(fraction * (step + 1) / options.steps, ranking, done)
             if options.recalibrate:
                 job.progress(0.4 + 0.4 * (step + 0.5) / options.steps, "recalibrating what the layers see")
-                told = _recalibrated(module, wanted, done, batches)
+                told = _recalibrated(module, wanted, done.kept, batches)
     if not done.removed:
+        had = ", less what has left before," if original is not module else ""
         raise StageError(
-            f"nothing was pruned: {fraction * 100:.3g} % of the channels is less than round_to {options.round_to} "
+            f"nothing was pruned: {fraction * 100:.3g} % of the channels{had} is less than round_to {options.round_to} "
             "in every layer",
             remedy="Ask for more, or for a smaller round_to.",
         )
-
     entry = {
-        "stage": "prune",
         "attributes": modules.changed(sizes, module),
         "removed": [[name, indices] for name, indices in done.removed],
     }
     now = prunable.widths()
-    details = {
+    return entry, {
         "pruner": f"torch-pruning {importlib.metadata.version('torch-pruning')}",
         "fraction": round(fraction, 6),
         "before": counts,
@@ -176,13 +281,97 @@ def run(job: StageJob) -> Produced:
         "not_pruned": prunable.explain(widths),
         "recalibrated": told,
     }
-    return modules.save(job, module, [*modules.history(job), entry], job.samples["calibration"], details)
 
 
-def _recalibrated(module: Any, wanted: Any, done: channels.Pruned, batches: recalibration.Batches) -> str:
+def _shallower(job: StageJob, module: Any, samples: Samples, most: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Remove residual blocks, one after the other: (what the history is told, details)."""
+    options: PruneOptions = job.options
+    batches = _batches(job, samples, most)
+    call = channels.Call(*modules.arguments(job, module, samples.batch(0, min(TRACED, most, len(samples)))))
+    counts = _counts(module, call)
+    wanted = _moments(job, module, channels.widths(module), batches)
+
+    def mend(trial: Any) -> str:
+        return _recalibrated(trial, wanted, {}, batches) if options.recalibrate else "not asked for"
+
+    present = blocks.find(module, call)
+    left = {name: why for name in present if (why := _left_out(name, options.ignore))}
+    free = [name for name in present if name not in left]
+    count = int(options.blocks or 0)
+    if len(free) < count:
+        raise StageError(
+            f"{count} residual blocks cannot leave: the model has {len(free)} that can ({', '.join(free) or 'none'})",
+            remedy="A residual block adds something to what it gets, in the same shape. Ask for fewer.",
+        )
+    removed: list[list[Any]] = []
+    for number in range(count):
+        job.progress(0.2 + 0.6 * number / count, f"ranking {len(free)} residual blocks")
+        weakest, costs = blocks.weakest(module, free, batches, mend)
+        blocks.remove(module, weakest)
+        free.remove(weakest)
+        removed.append([weakest, round(costs[weakest], 6)])
+    told = mend(module)
+    return {"attributes": {}, "blocks": [name for name, _ in removed]}, {
+        "pruner": "residual blocks, by the error at the outputs without each",
+        "blocks": removed,
+        "blocks_left": [*free, *left],
+        "before": counts,
+        "after": _counts(module, call),
+        "not_pruned": left,
+        "recalibrated": told,
+    }
+
+
+def _left_out(name: str, ignore: Sequence[str]) -> str | None:
+    return next((f"left out by ignore: {pattern}" for pattern in ignore if re.fullmatch(pattern, name)), None)
+
+
+def _masked(job: StageJob, module: Any, samples: Samples, most: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Set weights to zero: (what the history is told, details). The masked layers are those that a training holds."""
+    options: PruneOptions = job.options
+    batches = _batches(job, samples, most)
+    chosen = masks.layers(module, options.ignore)
+    wanted = _moments(job, module, chosen, batches)
+    job.progress(0.4, "masking the smallest weights")
+    left: dict[str, str] = {}
+    if options.fraction is None:
+        n, m = map(int, str(options.pattern).split(":"))
+        left = masks.n_of_m(chosen, n, m)
+    else:
+        masks.unstructured(chosen, options.fraction, options.scope)
+    names = [name for name in chosen if name not in left]
+    found = masks.sparsity({name: chosen[name] for name in names})
+    if not any(found.values()):
+        raise StageError("\n".join(["nothing was masked", *(f"{name}: {why}" for name, why in left.items())]))
+    told = "not asked for"
+    if options.recalibrate:
+        job.progress(0.6, "recalibrating what the layers see")
+        told = _recalibrated(module, wanted, {}, batches)
+    weights = sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, masks.kinds()))
+    zeros = sum(round(share * chosen[name].weight.numel()) for name, share in found.items())
+    return {"attributes": {}, "masked": names}, {
+        "masked": options.pattern or options.sparsity,
+        "sparsity": {name: round(share, 6) for name, share in found.items()},
+        "zeros": zeros,
+        "zeros_of": weights,
+        "not_pruned": left,
+        "recalibrated": told,
+        "note": "the network keeps its shape: no runtime here is faster by zeros alone",
+    }
+
+
+def _moments(job: StageJob, module: Any, names: Iterable[str], batches: recalibration.Batches) -> Any:
+    """What the layers give in the whole network, None where nothing will be brought back to it."""
+    if not job.options.recalibrate or recalibration.has_batch_norm(module):
+        return None
+    job.progress(0.2, "measuring the whole network")
+    return recalibration.moments(module, names, batches)
+
+
+def _recalibrated(module: Any, wanted: Any, kept: Mapping[str, Sequence[int]], batches: recalibration.Batches) -> str:
     if wanted is None:
         return f"{recalibration.batch_norms(module, batches)} batch norms"
-    return f"{recalibration.restore(module, wanted, done.kept, batches)} layers, as there are no batch norms"
+    return f"{recalibration.restore(module, wanted, kept, batches)} layers, as there are no batch norms"
 
 
 def _counts(module: Any, call: channels.Call) -> dict[str, Any]:

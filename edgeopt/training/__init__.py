@@ -1,1 +1,1 @@
-"""Training a student after a teacher: the loop, its losses, data, checkpoints. Knows nothing of recipes or stages."""
+"""Training a student after a teacher: loop, losses, data, checkpoints. Only `distillation` knows stages' jobs."""

@@ -9,12 +9,16 @@
 `model` is a torch.nn.Module on the CPU, `teacher` takes and gives tensors as it does, `data` is a dataset: `data[i]` is
 the tuple of the model's inputs for one sample, with its label last where there are labels. What is held out to judge
 the result is not among them.
+
+A function with a fourth argument is given a folder (pathlib.Path) for checkpoints: what it leaves there is there again
+when the process was killed on the way and the same step is done again. It is gone once the step is done.
 """
 
 from __future__ import annotations
 
+import inspect
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,12 +60,20 @@ class Dataset:
 
 
 def run(
-    location: str, student: Any, teacher: Teacher, data: TrainingData, options: TrainingOptions, progress: Progress
+    location: str,
+    student: Any,
+    teacher: Teacher,
+    data: TrainingData,
+    options: TrainingOptions,
+    progress: Progress,
+    checkpoints: Path | None = None,
+    settle: Callable[[Any], None] | None = None,
 ) -> tuple[Any, dict[str, Any], tuple[Path, ...]]:
     """Call the function at `location`: the trained module, what to tell of it, and the files the code was loaded from.
 
-    Raises InputError with the place in the user's code where it raises, and where it returns something else than the
-    model that it got.
+    `checkpoints` is the folder for a fourth argument, made where it is missing. `settle(module)` is called on what the
+    function returns, before that is judged. Raises InputError with the place in the user's code where it raises, and
+    where it returns something else than the model that it got.
     """
     import torch
 
@@ -78,10 +90,16 @@ def run(
         found = [torch.from_numpy(value) for value in teacher([value.detach().cpu().numpy() for value in inputs])]
         return found[0] if len(found) == 1 else tuple(found)
 
-    returned, sources = function.call(student.train(), ask, Dataset(data, chosen))
+    arguments: list[Any] = [student.train(), ask, Dataset(data, chosen)]
+    if checkpoints and _takes(function.function, len(arguments) + 1):
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        arguments.append(checkpoints)
+    returned, sources = function.call(*arguments)
     seconds = time.monotonic() - started
     _check_same(location, type(student), shapes, returned)
     trained = returned.to("cpu").eval()
+    if settle:
+        settle(trained)
     loss, score = evaluation.of(trained)
     details = {
         "finetune": location.rpartition("/")[2],
@@ -99,6 +117,15 @@ def run(
     }
     own = location.rpartition(":")[0]
     return trained, details, (*([Path(own).resolve()] if own.endswith(".py") else []), *sources)
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether a function can be called with so many arguments by position; no where it cannot be known."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _check_same(location: str, kind: type, shapes: dict[str, tuple[int, ...]], returned: Any) -> None:

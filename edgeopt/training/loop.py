@@ -24,6 +24,7 @@ from edgeopt.errors import InputError, StageError
 from edgeopt.formats.exporting import first_line, flatten
 from edgeopt.training.augmentation import augment
 from edgeopt.training.checkpoint import Checkpoint, Epoch, State, copy_of
+from edgeopt.training.features import Features
 from edgeopt.training.objective import LossOptions, Objective, same_outputs
 
 if TYPE_CHECKING:
@@ -47,8 +48,9 @@ class TrainingOptions:
     `rate` is the peak of the learning rate, reached after `warm_up` (a fraction of all steps) and falling to zero with
     a cosine. `ema` is the decay of the average of weights, 0 for none. `patience` is how many epochs without a better
     held-out loss end the training, 0 for never. `held_out` is the fraction of samples that is not trained on, at most
-    5,000. `bf16` and `channels_last`: None takes what is faster here. `cache_bytes` is what the teacher's outputs may
-    take in memory; beyond it, and where images are augmented, the teacher runs in every step.
+    5,000. `batch_statistics`: whether batch norm computes with those of a batch and updates its own. `bf16` and
+    `channels_last`: None takes what is faster here. `cache_bytes` is what the teacher's outputs may take in memory;
+    beyond it, and where images are augmented, the teacher runs in every step.
     """
 
     epochs: int = 5
@@ -65,6 +67,7 @@ class TrainingOptions:
     seed: int = 0
     bf16: bool | None = None
     channels_last: bool | None = None
+    batch_statistics: bool = True
     cache_bytes: int = 1 << 30
 
 
@@ -115,34 +118,40 @@ def train(
     options: TrainingOptions,
     checkpoints: Path | None,
     progress: Progress,
+    features: Features | None = None,
 ) -> TrainingResult:
     """Train `student` (a torch.nn.Module on the CPU, inputs by position) in place to do what `teacher` does.
 
     `checkpoints` is a folder that outlives the process: after each epoch its state is written there, and a later call
-    with the same arguments goes on from it. Raises InputError where data, teacher and student do not fit each other,
-    StageError where the training diverges.
+    with the same arguments goes on from it. With `features` their loss is added, and their own teacher runs. Raises
+    InputError where data, teacher and student do not fit each other, StageError where the training diverges.
     """
     import torch
 
     training, held_out = split(data.count, options.held_out, options.seed)
     notes: list[str] = []
     placed = _place(student, data, held_out[: options.batch], options)
+    if features:
+        features.place(student, placed)
+        teacher = features.teacher
     evaluation = Evaluation(student, teacher, data, held_out, options, placed)
     objective = evaluation.objective
-    cached = _teacher_outputs(teacher, data, training, options, progress)
+    cached = None if features else _teacher_outputs(teacher, data, training, options, progress)
     batch = min(options.batch, len(training))
     steps = len(training) // batch
-    if batch < FEWEST_FOR_STATISTICS and _batch_norms(student):
+    fixed = batch < FEWEST_FOR_STATISTICS or not options.batch_statistics
+    if fixed and options.batch_statistics and _batch_norms(student):
         notes.append(f"batches of {batch}: batch norm keeps its statistics")
 
     optimizer = torch.optim.AdamW(parameter_groups(student, options.weight_decay), lr=options.rate, fused=True)
     loss_before, score_before = evaluation.of(student)
     state = State.start(student, loss_before)
-    checkpoint = Checkpoint(checkpoints, [sorted(asdict(options).items()), data.count]) if checkpoints else None
+    same = [sorted(asdict(options).items()), data.count, *([features.patterns, features.beta] if features else [])]
+    checkpoint = Checkpoint(checkpoints, same) if checkpoints else None
     if checkpoint:
         state = checkpoint.read(student, optimizer, state)
     resumed_after = len(state.epochs)
-    limit = DIVERGED * max(loss_before, evaluation.loss_of_zeros())
+    limit = DIVERGED * max(loss_before, evaluation.loss_of_zeros()) + (features.largest if features else 0)
     started = time.monotonic()
 
     while len(state.epochs) < options.epochs and not state.exhausted(options.patience):
@@ -152,7 +161,7 @@ def train(
         generator = torch.Generator().manual_seed(_seed(options.seed, number, 1))
         order = training[torch.randperm(len(training), generator=generator).numpy()]
         student.train()
-        if batch < FEWEST_FOR_STATISTICS:
+        if fixed:
             for layer in _batch_norms(student):
                 layer.eval()
         total = 0.0
@@ -168,6 +177,8 @@ def train(
                 wanted = [value[_tensor(indices)] for value in cached]
             labels = None if data.labels is None else _tensor(data.labels[indices]).long()
             loss = objective(placed.outputs(student, inputs), placed.moved(wanted), placed.label(labels))
+            if features:
+                loss = loss + features.loss()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if options.clip:
@@ -187,7 +198,7 @@ def train(
             raise _diverged(number, total / steps, options, checkpoint)
         with _holding(student, state.averaged):
             held_out_loss, score = evaluation.of(student)
-        if not math.isfinite(held_out_loss):
+        if not math.isfinite(held_out_loss) or held_out_loss > limit:
             raise _diverged(number, held_out_loss, options, checkpoint)
         state.add(Epoch(number, total / steps, held_out_loss, score))
         if checkpoint:
@@ -219,7 +230,7 @@ def train(
 
 
 def takes_batches(module: Any, data: TrainingData) -> bool:
-    """Whether a module gives two rows of outputs for two samples."""
+    """Whether a module gives two rows of outputs for two samples, the first as for the first sample alone."""
     import numpy as np
     import torch
 
@@ -230,7 +241,11 @@ def takes_batches(module: Any, data: TrainingData) -> bool:
             found = Placement("cpu", keywords=data.keywords).outputs(module, inputs)
         except RuntimeError:
             return False
-    return all(value.ndim > 0 and len(value) == 2 for value in found)
+        alone = Placement("cpu", keywords=data.keywords).outputs(module, [value[:1] for value in inputs])
+    return all(
+        value.ndim > 0 and len(value) == 2 and torch.allclose(value[:1].float(), one.float(), rtol=1e-3, atol=1e-3)
+        for value, one in zip(found, alone)
+    )
 
 
 def threads() -> int:
