@@ -6,6 +6,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt import lowering
+from edgeopt.errors import StageError
+from edgeopt.lowering.tflite import recognized, to_float
 
 PLAIN = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 
@@ -174,3 +176,122 @@ def test_lowering_keeps_every_decision(canonical):
     before, after = run(canonical, feeds)[0], run(lowering.for_onnxruntime(canonical), feeds)[0]
     assert (before.argmax(1) == after.argmax(1)).mean() >= 0.995
     assert np.abs(before - after).max() < 0.02 * np.abs(before).max()
+
+
+def constants(model):
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def quantizers(model):
+    """(scale, zero point) of every QuantizeLinear and DequantizeLinear, and whether it is a weight's."""
+    known = constants(model)
+    nodes = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    return [(known[node.input[1]], known[node.input[2]], node.input[0] in known) for node in nodes]
+
+
+def sqnr_db(reference, found):
+    return 10 * np.log10(np.square(reference).sum() / np.square(reference - found).sum())
+
+
+def test_tensorrt_gets_symmetric_int8_alone(canonical):
+    lowered = lowering.for_tensorrt(canonical)
+    onnx.checker.check_model(lowered, full_check=True)
+    assert any(zero_point.dtype == np.uint8 for _, zero_point, _ in quantizers(canonical))
+    for scale, zero_point, is_weight in quantizers(lowered):
+        assert zero_point.dtype == np.int8
+        assert not zero_point.any()
+        assert (scale.ndim == 1) is is_weight
+    assert not any(t.data_type in (TensorProto.UINT8, TensorProto.INT32) for t in lowered.graph.initializer)
+    assert not lowered.graph.value_info
+
+
+def test_tensorrt_keeps_accuracy(canonical):
+    feeds = {"image": fashion.images_and_labels()[0][:100]}
+    before, after = run(canonical, feeds)[0], run(lowering.for_tensorrt(canonical), feeds)[0]
+    assert (before.argmax(1) == after.argmax(1)).mean() >= 0.98
+    assert sqnr_db(before, after) > 20
+
+
+def test_tensorrt_leaves_the_given_model_untouched_and_lowers_once(canonical):
+    before = canonical.SerializeToString(deterministic=True)
+    once = lowering.for_tensorrt(canonical)
+    assert canonical.SerializeToString(deterministic=True) == before
+    assert lowering.for_tensorrt(once).SerializeToString(deterministic=True) == once.SerializeToString(
+        deterministic=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("zero_point", "steps"), [(np.uint8(0), 255), (np.int8(-128), 255), (np.uint8(100), 155), (np.int8(-28), 155)]
+)
+def test_an_activation_takes_the_larger_side_of_its_range(zero_point, steps):
+    lowered = lowering.for_tensorrt(small_model("Relu", zero_point))
+    scales = {float(scale) for scale, _, is_weight in quantizers(lowered) if not is_weight}
+    assert scales == {float(np.float32(np.float32(0.02) * steps / 127))}
+
+
+def test_what_is_symmetric_already_stays_as_it_is():
+    model = small_model("Relu", np.int8(0))
+    assert lowering.for_tensorrt(model).graph.node == model.graph.node
+
+
+def test_tensorrt_gets_float_biases_again():
+    model = small_model("Relu", np.uint8(0), bias=(0.12345, -0.2))
+    integers = copy(model)
+    lowering.quantize_biases(integers)
+    lowered = lowering.for_tensorrt(integers)
+    conv = next(node for node in lowered.graph.node if node.op_type == "Conv")
+    assert np.allclose(constants(lowered)[conv.input[2]], [0.12345, -0.2], atol=2e-4)
+
+
+def test_weights_with_zero_points_are_made_symmetric(images):
+    model = small_model("Relu", np.int8(0))
+    for tensor in model.graph.initializer:
+        if tensor.name == "kernel_zero_point":
+            tensor.CopyFrom(numpy_helper.from_array(np.array([10, -20], np.int8), tensor.name))
+    lowered = lowering.for_tensorrt(model)
+    assert all(not zero_point.any() for _, zero_point, _ in quantizers(lowered))
+    before, after = (run(changed, {"image": images})[0] for changed in (model, lowered))
+    assert np.abs(before - after).max() <= 1.01 * 0.02  # one quantum
+
+
+def test_integers_of_the_network_itself_are_left():
+    model = small_model("Relu", np.uint8(0))
+    model.graph.output.append(helper.make_tensor_value_info("z_q", TensorProto.UINT8, ["batch", 2, 4, 4]))
+    lowered = lowering.for_tensorrt(model)
+    last = [node for node in lowered.graph.node if node.op_type == "QuantizeLinear"][-1]
+    assert constants(lowered)[last.input[2]].dtype == np.uint8
+
+
+def test_operators_that_compute_with_integers_are_refused(canonical):
+    model = small_model("Relu", np.uint8(0))
+    model.graph.node.append(helper.make_node("MatMulInteger", ["z_q", "z_q"], ["product"]))
+    with pytest.raises(StageError, match="MatMulInteger"):
+        lowering.for_tensorrt(model)
+
+
+def test_a_quantized_model_is_taken_apart_into_floats_and_ranges(canonical):
+    plain, ranges = to_float(canonical)
+    onnx.checker.check_model(plain, full_check=True)
+    assert not {"QuantizeLinear", "DequantizeLinear"} & set(types(plain))
+    assert len(ranges.activations) == types(canonical).count("QuantizeLinear")
+    assert len(ranges.weights) == 16
+    feeds = {"image": fashion.images_and_labels()[0][:100]}
+    before, after = run(canonical, feeds)[0], run(plain, feeds)[0]
+    assert (before.argmax(1) == after.argmax(1)).mean() >= 0.98
+
+
+@pytest.mark.parametrize(("zero_point", "low", "high"), [(np.uint8(0), 0, 5.1), (np.int8(0), -2.56, 2.54)])
+def test_a_range_is_what_the_ends_of_the_type_stand_for(zero_point, low, high):
+    _, ranges = to_float(small_model("Relu", zero_point))
+    assert ranges.activations == {name: pytest.approx((low, high)) for name in ("image", "z")}
+    largest = ranges.weights["kernel_dq_float"]
+    assert largest.shape == (2, 1, 1, 1)
+    assert np.allclose(largest.ravel(), [1.27, 2.54])
+
+
+def test_tensors_are_recognized_by_their_values_in_any_layout():
+    noise = np.random.default_rng(0)
+    known = {name: noise.standard_normal((1, 3, 4, 5)).astype(np.float32) for name in "ab"}
+    unknown = {"first": known["a"].transpose(0, 2, 3, 1), "flat": known["b"][0], "other": known["a"] * 1.1}
+    assert recognized(unknown, known) == {"first": [("a", (0, 2, 3, 1))], "flat": [("b", ())]}

@@ -7,6 +7,7 @@ import shutil
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +23,14 @@ from edgeopt.errors import CorruptArtifact, InputError, StageError, UnsupportedO
 from edgeopt.formats import ModelRef  # noqa: E402
 from edgeopt.formats import tflite as reader  # noqa: E402
 from edgeopt.samples import Preprocess, adapt, write_samples  # noqa: E402
-from edgeopt.stages import Produced, StageJob  # noqa: E402
+from edgeopt.stages import Produced, StageJob, quantize  # noqa: E402
 from edgeopt.target import Target  # noqa: E402
 
 IMAGE = TensorSpec("image", ("batch", 3, 12, 10), "float32")
 EXTRA = TensorSpec("extra", ("batch", 5), "float32")
 MAP = TensorSpec("map", ("batch", 8, 6, 5), "float32")
 SCORES = TensorSpec("scores", ("batch", 4), "float32")
+VNNI = Target(name="vnni", arch="x86_64", isa=("avx2", "avx512f", "avx512_vnni"))
 
 
 class TwoHeads(torch.nn.Module):
@@ -79,23 +81,39 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def compiled(model: Path, out: Path, parent: str = "fp32", samples: Path | None = None, **options: str) -> Produced:
-    """What the compiler makes of `model` in `out`, for a parent that computes in `parent`."""
-    artifact = Artifact("onnx", "model.onnx", (), (IMAGE, EXTRA), (MAP, SCORES), parent, MadeBy("import", 1, {}, {}))
-    lineage = {"import": model, **({"quantize": out / "unused"} if parent == "int8" else {})}
+def compiled(
+    model: Path, out: Path, quantized: Path | None = None, samples: Path | None = None, **options: str
+) -> Produced:
+    """What the compiler makes of `model`, or of what `quantized` holds of it, in `out`."""
+    lineage = {"import": model, **({"quantize": quantized} if quantized else {})}
+    return run(compiler.compile, "tflite", compiler.CompileOptions(**options), lineage, out, samples)
+
+
+def run(
+    step: Any, choice: str, options: Any, lineage: dict[str, Path], out: Path, samples: Path | None = None
+) -> Produced:
+    precision = "int8" if "quantize" in lineage else "fp32"
+    artifact = Artifact("onnx", "model.onnx", (), (IMAGE, EXTRA), (MAP, SCORES), precision, MadeBy("test", 1, {}, {}))
+    given, parent = {"calibration": samples} if samples else {}, [*lineage.values()][-1]
     out.mkdir()
-    given, chosen = {"calibration": samples} if samples else {}, compiler.CompileOptions(**options)
-    job = StageJob("tflite", chosen, artifact, model, lineage, given, Target("host"), out, lambda fraction, text: None)
-    return compiler.compile(job)
+    return step(StageJob(choice, options, artifact, parent, lineage, given, VNNI, out, lambda fraction, text: None))
 
 
 @pytest.fixture(scope="module")
-def built(model: Path, samples: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+def canonical(model: Path, samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the Q/DQ model."""
+    out = tmp_path_factory.mktemp("quantized") / "int8"
+    run(quantize.run, "int8", quantize.choices()["int8"](), {"import": model}, out, samples)
+    return out
+
+
+@pytest.fixture(scope="module")
+def built(model: Path, samples: Path, canonical: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     root = tmp_path_factory.mktemp("built")
     return SimpleNamespace(
         root=root,
         fp32=compiled(model, root / "fp32"),
-        int8=compiled(model, root / "int8", "int8", samples),
+        int8=compiled(model, root / "int8", canonical, samples),
     )
 
 
@@ -137,13 +155,42 @@ def test_int8_file_is_integer_inside_and_float_outside(built: SimpleNamespace) -
 
 
 def test_the_same_input_in_another_folder_gives_the_same_bytes(
-    model: Path, samples: Path, built: SimpleNamespace, tmp_path: Path
+    model: Path, samples: Path, canonical: Path, built: SimpleNamespace, tmp_path: Path
 ) -> None:
-    elsewhere = tmp_path / "else" / "where"
-    shutil.copytree(model, elsewhere)
-    compiled(elsewhere, tmp_path / "int8", "int8", samples)
+    shutil.copytree(model, tmp_path / "else" / "where")
+    shutil.copytree(canonical, tmp_path / "else" / "quantized")
+    compiled(tmp_path / "else" / "where", tmp_path / "int8", tmp_path / "else" / "quantized", samples)
     first, second = built.root / "int8" / "model.tflite", tmp_path / "int8" / "model.tflite"
     assert hashlib.sha256(first.read_bytes()).digest() == hashlib.sha256(second.read_bytes()).digest()
+
+
+def test_ranges_are_those_of_the_canonical_model(canonical: Path, built: SimpleNamespace) -> None:
+    import onnx
+
+    source = onnx.load(canonical / "model.onnx")
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in source.graph.initializer}
+    quantizers = [node for node in source.graph.node if node.op_type == "QuantizeLinear"]
+    wanted = sorted({float(constants[node.input[1]]) for node in quantizers})
+    made = reader.read(built.root / "int8" / "model.tflite").subgraphs[0].tensors
+    found = sorted({float(t.quantization.scale[0]) for t in made if t.type == 9 and len(t.quantization.scale) == 1})
+    outputs = 2  # calibrated here: the canonical model leaves them in float
+    assert built.int8.details["calibrated_tensors"] == outputs
+    assert all(np.isclose(found, scale, rtol=1e-5).any() for scale in wanted)
+    assert len(found) <= len(wanted) + outputs
+
+
+def test_weights_are_the_integers_of_the_canonical_model(canonical: Path, built: SimpleNamespace) -> None:
+    import onnx
+
+    def digests(arrays: list[np.ndarray]) -> list[tuple[int, int, int]]:
+        return sorted((a.size, int(a.astype(int).sum()), int((a.astype(int) ** 2).sum())) for a in arrays)
+
+    source = onnx.load(canonical / "model.onnx")
+    wanted = [onnx.numpy_helper.to_array(t) for t in source.graph.initializer if t.data_type == 3 and len(t.dims) > 1]
+    file = reader.read(built.root / "int8" / "model.tflite")
+    constant = [t for t in file.subgraphs[0].tensors if t.type == 9 and file.buffers[t.buffer].data is not None]
+    found = [np.array(file.buffers[t.buffer].data, np.uint8).view(np.int8) for t in constant if len(t.shape) > 1]
+    assert digests(found) == digests(wanted)
 
 
 def test_fp16_halves_the_weights(model: Path, built: SimpleNamespace, tmp_path: Path) -> None:

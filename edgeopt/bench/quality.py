@@ -68,7 +68,7 @@ def run(args: Mapping[str, Any], channel: Channel) -> Dict[str, Any]:
         hits = class_hits(_load(out, 0), labels, PLACES[metric])
     found = fidelity(Path(args["reference"]), out) if args.get("reference") else None
     if metric == "agreement" and args.get("reference"):
-        hits = _agreements(_load(Path(args["reference"]), 0), _load(out, 0))
+        hits = agreements(_load(Path(args["reference"]), 0), _load(out, 0))
     value = None if found is None else found["sqnr_db"] if metric == "sqnr" else None
     if hits is not None:
         import numpy as np
@@ -112,17 +112,17 @@ def fidelity(reference: Path, out: Path) -> Dict[str, Any]:
                 f"output {name}: the original gives {list(wanted.shape)} for all samples, "
                 f"the candidate {list(found.shape)}"
             )
-        of_signal, of_noise = _energies(wanted, found)
-        ratio = _decibels(of_signal, of_noise)
+        of_signal, of_noise = energies(wanted, found)
+        ratio = decibels(of_signal, of_noise)
         if ratio is not None and (worst is None or ratio < worst[0]):
             worst = (ratio, name)
         signal, noise = signal + of_signal, noise + of_noise
     first = _load(reference, 0)
-    agreed = _agreements(first, _load(out, 0)) if _is_scores(first) else None
+    agreed = agreements(first, _load(out, 0)) if is_scores(first) else None
     return {
         "agreement": None if agreed is None else float(agreed.mean()),
         "agreed": None if agreed is None else int(agreed.sum()),
-        "sqnr_db": _decibels(signal, noise),
+        "sqnr_db": decibels(signal, noise),
         "exact": noise == 0.0,
         "worst_output": worst[1] if worst else None,
         "worst_sqnr_db": worst[0] if worst else None,
@@ -143,7 +143,7 @@ def class_hits(scores: Array, labels: Array, places: int) -> Array:
     labels = labels.reshape(len(labels), -1)
     if labels.shape[1] != 1:
         raise InputError(f"labels must be one class index a sample; these have {labels.shape[1]} a sample")
-    if not _is_scores(scores):
+    if not is_scores(scores):
         raise InputError(
             f"top-1 and top-5 need class scores (samples, classes); the model's first output is {list(scores.shape)}",
             remedy="Set `metric: sqnr` in the recipe.",
@@ -251,15 +251,16 @@ def _load(folder: Path, index: int) -> Array:
     return array
 
 
-def _is_scores(array: Array) -> bool:
+def is_scores(array: Array) -> bool:
+    """Whether an output looks like class scores: samples by two or more columns."""
     return array.ndim == 2 and array.shape[1] >= 2
 
 
-def _agreements(wanted: Array, found: Array) -> Array:
+def agreements(wanted: Array, found: Array) -> Array:
     """Which samples have the same top-1 class: bool of shape (samples,). Raises InputError without class scores."""
     import numpy as np
 
-    if not _is_scores(wanted) or wanted.shape != found.shape:
+    if not is_scores(wanted) or wanted.shape != found.shape:
         raise InputError(
             f"agreement needs class scores (samples, classes); the first outputs are {list(wanted.shape)} and "
             f"{list(found.shape)}",
@@ -269,7 +270,7 @@ def _agreements(wanted: Array, found: Array) -> Array:
     return agreed
 
 
-def _energies(wanted: Array, found: Array) -> Tuple[float, float]:
+def energies(wanted: Array, found: Array) -> Tuple[float, float]:
     """Sums of squares of the reference and of the difference, added up in float64."""
     import numpy as np
 
@@ -281,7 +282,8 @@ def _energies(wanted: Array, found: Array) -> Tuple[float, float]:
     return signal, noise
 
 
-def _decibels(signal: float, noise: float) -> Optional[float]:
+def decibels(signal: float, noise: float) -> Optional[float]:
+    """10 log10(signal / noise), None where either is zero."""
     return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
 
 

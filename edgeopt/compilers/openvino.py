@@ -1,5 +1,8 @@
 """OpenVINO's Intermediate Representation from ONNX, float or Q/DQ, which OpenVINO takes as it is.
 
+Weights that alone are quantized stay so in the file and in memory. OpenVINO would quantize activations with them at run
+time: it is told whether to, by a setting of the artifact.
+
 It knows nothing of the target: whether its CPU has bf16 or f16 arithmetic is seen where the model is loaded.
 """
 
@@ -16,6 +19,7 @@ from edgeopt.stages import Options, Produced, StageJob
 
 VERSION = 1
 MODEL = "model.xml"
+GROUP = 32  # activations that share a scale found at run time: OpenVINO's own default
 _COUNTED = re.compile(r"[A-Za-z]\w*_\d+")
 
 
@@ -52,7 +56,10 @@ def compile(job: StageJob) -> Produced:
     main = job.out / MODEL
     write_ir(job.parent_folder / job.parent.main, main, fp16_weights=asked == "fp16")
     job.progress(None, "loading the model in OpenVINO")
-    session = backend.load(main, {"precision": "f32"}, threads=1)
+    runtime: dict[str, Any] = {"precision": hint}
+    if job.parent.precision.endswith(("-weights", "-dynamic")):
+        runtime[backend.DYNAMIC] = GROUP if job.parent.precision.endswith("-dynamic") else 0
+    session = backend.load(main, {**runtime, "precision": "f32"}, threads=1)
     computes_in = {"bf16": "bf16", "f16": "fp16", "f32": job.parent.precision}[hint]
     return Produced(
         format=backend.FORMAT,
@@ -60,7 +67,7 @@ def compile(job: StageJob) -> Produced:
         inputs=session.inputs,
         outputs=session.outputs,
         precision=computes_in,
-        runtime={"precision": hint},
+        runtime=runtime,
         details={"weights": "fp16"} if asked == "fp16" else {},
     )
 

@@ -1,8 +1,10 @@
-"""LiteRT (TensorFlow Lite): a float model to a .tflite file, in float32, with float16 weights, or in 8-bit integers.
+"""LiteRT (TensorFlow Lite): a float model to a .tflite file, in float32, with smaller weights, or in 8-bit integers.
 
-The model is taken as it was before `quantize`: ai-edge-quantizer makes the integer form from the float .tflite file and
-the same calibration samples, because Q/DQ ONNX has no lossless way into it. Images are given channels last
-(`TensorSpec.layout` is "NHWC"), outputs stay as the source model has them. The batch is static: 1 where it was free.
+Q/DQ ONNX has no lossless way into LiteRT, so it is taken apart (`edgeopt.lowering.tflite`): the float graph with its
+weights on their grid and its biases corrected is converted, and quantized again over the ranges of the canonical model,
+whose tensors are recognized by their values. Only what the canonical model leaves in float, such as the outputs, is
+calibrated here, on the same samples. Images are given channels last (`TensorSpec.layout` is "NHWC"), outputs stay as
+the source model has them. The batch is static: 1 where it was free.
 
 It does not know how fast the result is, nor which of its operators XNNPACK takes.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgeopt.artifact import TensorSpec
 from edgeopt.backends import tflite as runtime
 from edgeopt.errors import StageError, UnsupportedOperator
+from edgeopt.lowering.tflite import Ranges, recognized, to_float
+from edgeopt.quantization import litert
 from edgeopt.samples import Samples, adapt
 from edgeopt.stages import Options, Produced, StageJob
 
@@ -30,15 +35,17 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-VERSION = 1
+VERSION = 2
 MAIN = "model.tflite"
+ONNX = "model.onnx"
+QUANTIZED = ("int8", "int8-weights", "int8-dynamic", "int4-dynamic")
 LARGEST_DIFFERENCE = 1e-3  # of the largest output, between the float32 file and the source model
 BOUNDARY = ("QUANTIZE", "DEQUANTIZE")  # what stands between float32 inputs and outputs and the integer model
 
 
 class CompileOptions(Options):
-    """`auto` is float32 for a float parent and full-integer int8 for a quantized one. `fp16` stores the weights of
-    convolutions and matrix products as float16 and computes in float32: half the size, and the same speed."""
+    """`auto` keeps what the parent computes in. `fp16` stores the weights of convolutions and products as float16 and
+    computes in float32: half the size, and the same speed."""
 
     precision: Literal["auto", "fp32", "fp16"] = "auto"
 
@@ -53,8 +60,10 @@ def sample_roles(options: CompileOptions, precision: str) -> Sequence[str]:
 
 
 def objection(options: CompileOptions, precision: str) -> str | None:
-    if precision == "int8" and options.precision != "auto":
-        return f"the model is already quantized to int8: {options.precision} would undo it"
+    if precision != "fp32" and options.precision != "auto":
+        return f"the model is already quantized to {precision}: {options.precision} would undo it"
+    if precision == "int4-weights":
+        return "LiteRT is slower with 4-bit weights than without, unless activations are quantized too: dynamic"
     return None
 
 
@@ -69,33 +78,45 @@ def _quiet() -> Iterator[None]:
 
 @_quiet()
 def compile(job: StageJob) -> Produced:
-    """The file `model.tflite`. `details` has "snr_db" (signal to noise of what int8 or fp16 changed, over the checked
-    samples) and "float_operators" (of an int8 file, those that still compute in float, with their number).
+    """The file `model.tflite`. `details` has "snr_db" (signal to noise of what int8 or fp16 changed in the float
+    source, over the checked samples), "calibrated_tensors" (of an int8 file, those whose range is not the canonical
+    model's) and "float_operators" (of an int8 file, those that still compute in float, with their number).
 
     Raises UnsupportedOperator for operators that ONNX import or LiteRT lack, StageError for free dimensions other than
     the batch and where the float32 file does not compute what the source model does.
     """
     precision = job.options.precision
     if precision == "auto":
-        precision = "int8" if job.parent.precision == "int8" else "fp32"
+        precision = job.parent.precision if job.parent.precision in QUANTIZED else "fp32"
     inputs, last = _static(job.parent.inputs), job.out / MAIN
-    job.progress(0.0, "reading the float model")
-    folder = _float_folder(job.lineage)
-    module = _torch_module(folder, inputs)
-    job.progress(0.2, "converting to LiteRT")
-    last.write_bytes(_convert(module, inputs, job.parent.outputs))
-    session = runtime.load(last, {}, 1)
-    specs = _with_layout(session.inputs, inputs)
-    job.progress(0.5, "checking the float32 file")
-    feeds = _examples(job, inputs)
-    reference = _run(session, feeds, specs)
-    _check(reference, _run_onnx(folder / "model.onnx", feeds))
-    details: dict[str, Any] = {}
+    job.progress(0.0, "reading the model")
+    source = _float_folder(job.lineage)
+    with tempfile.TemporaryDirectory() as scratch:
+        module, plain, ranges = _torch_module(job, source, Path(scratch), inputs)
+        job.progress(0.2, "converting to LiteRT")
+        last.write_bytes(_convert(module, inputs, job.parent.outputs))
+        session = runtime.load(last, {}, 1)
+        specs = _with_layout(session.inputs, inputs)
+        job.progress(0.5, "checking the float32 file")
+        feeds = _examples(job, inputs)
+        _check(_run(session, feeds, specs), _run_onnx(plain, feeds))
+        details: dict[str, Any] = {}
+        if precision == "int8":
+            known = _recognized(last, plain, ranges, feeds[0], specs) if ranges else {}
+            made, details["calibrated_tensors"] = _to_int8(job, last, specs, known)
+            last.write_bytes(made)
+            if kept := job.parent.details.get("control", {}).get("float_layers"):
+                details["float_layers_quantized"] = len(kept)  # of the canonical model: here every layer is quantized
+        elif precision == "fp16":
+            last.write_bytes(litert.to_fp16(last))
+        elif precision == "int8-weights":
+            last.write_bytes(litert.weights_to_int8(last))
+        elif precision != "fp32":
+            last.write_bytes(litert.to_dynamic(last, 0 if ranges is None else ranges.group_size))
     if precision != "fp32":
-        float_model = last.read_bytes()
-        last.write_bytes(_to_fp16(float_model) if precision == "fp16" else _to_int8(job, float_model, specs))
         job.progress(0.95, f"checking the {precision} file")
         session = runtime.load(last, {}, 1)
+        reference = _run_onnx(source / ONNX, feeds)
         details["snr_db"] = _signal_to_noise(reference, _run(session, feeds, specs))
     if precision == "int8":
         details["float_operators"] = _float_operators(last)
@@ -104,7 +125,7 @@ def compile(job: StageJob) -> Produced:
 
 def _float_folder(lineage: Mapping[str, Path]) -> Path:
     folders = [folder for stage, folder in lineage.items() if stage != "quantize"]
-    if not folders or not (folders[-1] / "model.onnx").is_file():
+    if not folders or not (folders[-1] / ONNX).is_file():
         raise StageError("the float model that this one was made of is missing")
     return folders[-1]
 
@@ -135,15 +156,25 @@ def _is_image(spec: TensorSpec) -> bool:
     return len(spec.shape) == 4 and spec.dtype.startswith("float")
 
 
-def _torch_module(folder: Path, inputs: Sequence[TensorSpec]) -> nn.Module:
-    """From the ONNX, whose batch norms are folded: converting it takes half the time that model.pt2 does. That is for
-    what ONNX import lacks."""
+def _torch_module(
+    job: StageJob, source: Path, scratch: Path, inputs: Sequence[TensorSpec]
+) -> tuple[nn.Module, Path, Ranges | None]:
+    """The model to convert, the float ONNX that computes the same, and the ranges that it was calibrated to, if any.
+
+    From ONNX, whose batch norms are folded: converting it takes half the time that model.pt2 does. That is for what
+    ONNX import lacks; a quantized model is then converted as it was before, and its int8 calibrated here.
+    """
     from edgeopt.formats.onnx_to_torch import import_onnx
 
-    archive = folder / "model.pt2"
+    archive, batch = source / "model.pt2", int(inputs[0].shape[0]) if inputs and inputs[0].shape else 1
     try:
-        batch = inputs[0].shape[0] if inputs and inputs[0].shape else 1
-        return import_onnx(folder / "model.onnx", batch=int(batch))
+        if job.parent.precision not in QUANTIZED:
+            return import_onnx(source / ONNX, batch=batch), source / ONNX, None
+        import onnx
+
+        model, ranges = to_float(onnx.load(str(job.parent_folder / job.parent.main)))
+        onnx.save(model, str(scratch / ONNX))
+        return import_onnx(scratch / ONNX, batch=batch), scratch / ONNX, ranges
     except UnsupportedOperator:
         if not archive.is_file():
             raise
@@ -151,7 +182,7 @@ def _torch_module(folder: Path, inputs: Sequence[TensorSpec]) -> nn.Module:
 
     with _environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):
         module: nn.Module = torch.export.load(archive).module(check_guards=False)
-    return module
+    return module, source / ONNX, None
 
 
 @contextlib.contextmanager
@@ -209,51 +240,53 @@ def _channels_last(spec: TensorSpec) -> list[int]:
     return [shape[0], *shape[2:], shape[1]] if _is_image(spec) else shape
 
 
-def _to_fp16(model: bytes) -> bytes:
-    from ai_edge_quantizer import qtyping, quantizer
+def _recognized(
+    converted: Path, plain: Path, ranges: Ranges, feed: Mapping[str, Array], specs: Sequence[TensorSpec]
+) -> dict[str, dict[str, Array]]:
+    """The ranges of the canonical model for the tensors of the converted file that have the same values on a sample."""
+    import numpy as np
+    import onnx
 
-    made = quantizer.Quantizer(bytearray(model))
-    config = qtyping.OpQuantizationConfig(
-        weight_tensor_config=qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT),
-        compute_precision=qtyping.ComputePrecision.FLOAT,
-        explicit_dequantize=True,
-    )
-    for operator in ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "EMBEDDING_LOOKUP"):
-        made.update_quantization_recipe(
-            ".*", qtyping.TFLOperationName[operator], config, quantizer.AlgorithmName.FLOAT_CASTING
-        )
-    return bytes(made.quantize(enable_progress_bar=False, enable_progress_report=False).quantized_model)
+    model = onnx.load(str(plain))
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name in ranges.weights}
+    outputs = {entry.name for entry in model.graph.output}
+    shown = [name for name in ranges.activations if name not in feed]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in shown if name not in outputs)
+    shown_values = _session(model.SerializeToString()).run(shown, dict(feed))
+    values = {**{name: feed[name] for name in ranges.activations if name in feed}, **dict(zip(shown, shown_values))}
+    activations, constants = litert.tensors(converted, adapt(feed, specs))
+    found: dict[str, dict[str, Array]] = {}
+    for name, same in recognized(activations, values).items():
+        low, high = zip(*(ranges.activations[other] for other, _ in same), strict=True)
+        found[name] = {"min": np.array([min(low)], np.float32), "max": np.array([max(high)], np.float32)}
+    for name, same in recognized(constants, weights).items():
+        other, axes = same[0]
+        if axes:
+            largest = ranges.weights[other].transpose(axes)
+            found[name] = {"min": -largest, "max": largest}
+    return found
 
 
-def _to_int8(job: StageJob, model: bytes, specs: Sequence[TensorSpec]) -> bytes:
-    """Per-channel symmetric weights, per-tensor activations over the range that the calibration samples show.
+def _to_int8(
+    job: StageJob, model: Path, specs: Sequence[TensorSpec], known: Mapping[str, dict[str, Array]]
+) -> tuple[bytes, int]:
+    """The integer file, and how many of its tensors had to be calibrated because no range of theirs is known."""
+    samples, batch = Samples(job.samples["calibration"]), int(specs[0].shape[0])
 
-    The whole range, not ai-edge-quantizer's moving average of each sample's: that clips what few samples reach.
-    """
-    from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe, recipe_manager
-    from ai_edge_quantizer.utils import qsv_utils
+    def feeds() -> Iterator[dict[str, Array]]:
+        for start in range(0, len(samples) - batch + 1, batch):
+            if start % (20 * batch) == 0:
+                job.progress(0.5 + 0.4 * start / len(samples), f"calibrating: sample {start} of {len(samples)}")
+            yield adapt(samples.batch(start, start + batch), specs)
 
-    samples = Samples(job.samples["calibration"])
-    manager = recipe_manager.RecipeManager()
-    manager.load_quantization_recipe(recipe.static_wi8_ai8())
-    for boundary in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
-        manager.add_quantization_config(".*", boundary, algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE)
-    observer = calibrator.Calibrator(
-        bytearray(model),
-        num_threads=1,
-        mode=calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED,  # as exact, and 3 to 4 times as fast
-        qsv_update_func=qsv_utils.min_max_update,
-    )
-    batch = int(specs[0].shape[0])
-    for start in range(0, len(samples) - batch + 1, batch):
-        if start % (20 * batch) == 0:
-            job.progress(0.5 + 0.4 * start / len(samples), f"calibrating: sample {start} of {len(samples)}")
-        feeds = adapt(samples.batch(start, start + batch), specs)
-        observer.calibrate({runtime.DEFAULT_SIGNATURE: [feeds]}, manager)
+    ranges: dict[str, Any] = dict(litert.passed_on(model, known))
+    unknown = litert.activations(model) - ranges.keys()
+    if unknown:
+        ranges.update({name: found for name, found in litert.calibrated(model, feeds()).items() if name in unknown})
     job.progress(0.9, "quantizing")
-    made = quantizer.Quantizer(bytearray(model), manager.get_quantization_recipe())
-    ranges = observer.get_model_qsvs()
-    return bytes(made.quantize(ranges, enable_progress_bar=False, enable_progress_report=False).quantized_model)
+    mixed = job.parent.details.get("mixed_outputs", ())  # parts of unlike ranges, which one scale would ruin
+    heads = any(found["concat"] is None for found in mixed)
+    return litert.to_int8(model, ranges, litert.before_outputs(model, heads=heads) if mixed else {}), len(unknown)
 
 
 def _examples(job: StageJob, inputs: Sequence[TensorSpec]) -> list[dict[str, Array]]:
@@ -279,10 +312,17 @@ def _run(session: Any, feeds: Sequence[Mapping[str, Array]], specs: Sequence[Ten
 
 
 def _run_onnx(path: Path, feeds: Sequence[Mapping[str, Array]]) -> list[list[Array]]:
+    session = _session(str(path))
+    return [session.run(None, dict(feed)) for feed in feeds]
+
+
+def _session(model: str | bytes) -> Any:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return [session.run(None, dict(feed)) for feed in feeds]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3  # errors alone
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _check(found: Sequence[Sequence[Array]], wanted: Sequence[Sequence[Array]]) -> None:

@@ -143,6 +143,16 @@ def macs(model: Any, shapes: Mapping[str, Sequence[int]] | None = None) -> int |
     return total // batch
 
 
+def macs_by_node(model: Any) -> dict[str, int | None]:
+    """Multiply-accumulates of one sample by node name, as in `macs`, of the nodes that multiply outside of subgraphs.
+
+    None where a shape is unknown.
+    """
+    known, batch = _infer_shapes(model, {})
+    counts = {node.name: _macs_of(node, known) for node in model.graph.node if node.op_type in (*_COUNTED, *_RECURRENT)}
+    return {name: None if count is None else count // batch for name, count in counts.items()}
+
+
 def without_large_data(model: Any) -> Any:
     """A copy without the contents of large tensors: their shapes are enough to infer all others from."""
     import onnx
@@ -178,9 +188,9 @@ def signature(values: Sequence[Any]) -> tuple[TensorSpec, ...]:
 
 
 def shape_of(value: Any) -> tuple[Dimension, ...]:
-    """The shape of a ValueInfoProto: integers, and names where a dimension is free."""
+    """The shape of a ValueInfoProto: integers, and names where a dimension is free (some exporters say so with -1)."""
     return tuple(
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"dim_{axis}"
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or f"dim_{axis}"
         for axis, dim in enumerate(value.type.tensor_type.shape.dim)
     )
 

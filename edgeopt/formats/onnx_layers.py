@@ -50,14 +50,14 @@ def padded(n: Node, x: Any, pads: Sequence[int], value: float = 0.0, mode: str =
 
 
 def convolution(n: Node) -> Any:
-    if not n.is_constant(1) or (n.value(2) is not None and not n.is_constant(2)):
-        raise n.unsupported("its weights are computed at run time")
     weight, bias, group = n.value(1), n.value(2), n.attribute("group", 1)
-    kernel = weight.shape[2:]
+    kernel = n.shape(1)[2:]
     strides, dilations, pads = _window(n, kernel)
     x, half = n.tensor(0), len(kernel)
     if pads[:half] != pads[half:]:
         x, pads = padded(n, x, pads), [0] * 2 * half
+    if not n.is_constant(1) or (bias is not None and not n.is_constant(2)):
+        return n.call(f"conv{half}d", x, n.tensor(1), n.parameter(2), strides, pads[:half], dilations, group)
     return n.layer(
         f"Conv{half}d",
         x,
@@ -74,10 +74,8 @@ def convolution(n: Node) -> Any:
 
 
 def transposed_convolution(n: Node) -> Any:
-    if not n.is_constant(1) or (n.value(2) is not None and not n.is_constant(2)):
-        raise n.unsupported("its weights are computed at run time")
     weight, bias, group = n.value(1), n.value(2), n.attribute("group", 1)
-    kernel, half = weight.shape[2:], len(weight.shape) - 2
+    kernel, half = n.shape(1)[2:], len(n.shape(1)) - 2
     strides, dilations = n.attribute("strides", [1] * half), n.attribute("dilations", [1] * half)
     extra, mode = list(n.attribute("output_padding", [0] * half)), n.attribute("auto_pad", "NOTSET")
     full = [
@@ -90,6 +88,11 @@ def transposed_convolution(n: Node) -> Any:
         small, large = [t // 2 for t in total], [t - t // 2 for t in total]
         pads = small + large if mode == "SAME_UPPER" else large + small
     symmetric = pads[:half] == pads[half:] and min(pads) >= 0
+    if not n.is_constant(1) or (bias is not None and not n.is_constant(2)):
+        inner = pads[:half] if symmetric else [0] * half
+        options = (strides, inner, extra, group, dilations)
+        y = n.call(f"conv_transpose{half}d", n.tensor(0), n.tensor(1), n.parameter(2), *options)
+        return y if symmetric else padded(n, y, [-p for p in pads])
     y = n.layer(
         f"ConvTranspose{half}d",
         n.tensor(0),
@@ -217,6 +220,8 @@ def gemm(n: Node) -> Any:
         if bias is not None:
             tensors["bias"] = (bias if beta == 1 else bias * bias.dtype.type(beta)).reshape(-1)
         return n.layer("Linear", a, weight.shape[1], weight.shape[0], bias=bias is not None, tensors=tensors)
+    if alpha == beta == 1 and n.attribute("transB", 0) and n.is_constant(2) and bias.size == n.output_shape()[1]:
+        return n.call("linear", a, n.tensor(1), n.parameter(2, bias.reshape(-1)))
     b = n.call("transpose", n.tensor(1), 0, 1) if n.attribute("transB", 0) else n.tensor(1)
     y = n.call("matmul", a, b)
     y = y if alpha == 1 else n.call("mul", y, alpha)

@@ -6,7 +6,7 @@ Knows nothing of what any operator means.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeopt.errors import UnsupportedOperator
@@ -22,7 +22,10 @@ LARGEST_FOLDED = 1 << 24  # elements of a constant computed ahead
 
 @dataclass(frozen=True)
 class Node:
-    """One operator of the graph, and what its translation needs to know and to build."""
+    """One operator of the graph, and what its translation needs to know and to build.
+
+    `held` maps the names of parameters and buffers that translations made to the initializers that they hold unchanged.
+    """
 
     proto: onnx.NodeProto
     opset: int
@@ -32,6 +35,7 @@ class Node:
     root: nn.Module
     graph: fx.Graph
     position: int
+    held: dict[str, str] = field(default_factory=dict)
 
     def attribute(self, name: str, default: Any = None) -> Any:
         import onnx
@@ -56,6 +60,21 @@ class Node:
     def buffer(self, array: Any) -> Any:
         """A constant that the translation itself needs."""
         return as_tensor(array, f"constant_{self.position}_own", self.root, self.graph)
+
+    def parameter(self, index: int, start: Any = None) -> Any:
+        """A constant input as a parameter that can be trained, of the value `start` where it is not the input's own."""
+        import torch
+
+        if not self.is_constant(index):
+            return self.value(index)
+        for name, given in self.held.items():
+            if given == self.proto.input[index] and name in self.root._parameters:
+                return self.graph.get_attr(name)
+        name = f"parameter_{self.position}_{index}"
+        value = _to_torch(self.value(index) if start is None else start)
+        self.root.register_parameter(name, torch.nn.Parameter(value))
+        self.held[name] = self.proto.input[index]
+        return self.graph.get_attr(name)
 
     def operand(self, index: int) -> Any:
         """As `tensor`, but a constant of one element becomes a number where that changes neither shape nor dtype."""
@@ -132,6 +151,8 @@ class Node:
                 layer.register_parameter(name, torch.nn.Parameter(data, requires_grad=data.is_floating_point()))
         name = f"{kind.lower()}_{self.position}"
         self.root.add_module(name, layer)
+        for key, array in (tensors or {}).items():
+            self.held.update({f"{name}.{key}": given for given in self.proto.input if self.values.get(given) is array})
         return self.graph.call_module(name, (value,))
 
     def unsupported(self, why: str) -> UnsupportedOperator:

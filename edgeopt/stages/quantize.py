@@ -1,7 +1,9 @@
 """Static INT8 quantization by NNCF, on ONNX. What it yields is canonical Q/DQ: each compiler lowers it for its runtime.
 
-Weights are int8, symmetric, one scale a channel. Activations are 8-bit with one scale a tensor, asymmetric where the
-calibrated ranges are. Biases stay float and are corrected for the error of the rest. The choice "none" is never run.
+Weights are int8, symmetric, one scale a channel. Activations are 8-bit with one scale a tensor, unsigned where nothing
+was negative, else symmetric. Biases stay float and are corrected for the error of rounding the weights. The choice
+"none" is never run; "qat" goes on from there to train the network with its quantizers in place
+(`edgeopt.quantization.aware`), after a teacher, and writes new integers into the same graph.
 
 Source: NNCF's post-training quantization, https://docs.openvino.ai/nncf; bias correction after Nagel et al. 2019,
 https://arxiv.org/abs/1906.04721. It knows nothing of accuracy: the benchmark measures that on the target.
@@ -11,21 +13,31 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
-from edgeopt import isa
+from pydantic import Field, field_validator, model_validator
+
+from edgeopt import isa, units
 from edgeopt.errors import InputError, StageError
+from edgeopt.quantization import aware, control, equalization, execution, outputs, posttraining, smoothing, weights
 from edgeopt.samples import Samples
 from edgeopt.stages import Options, Produced, StageJob
 from edgeopt.target import Target
+from edgeopt.training import distillation, loop
+from edgeopt.training.distillation import DistillationOptions
 
-VERSION = 1
+VERSION = 2
 
 OLDEST_OPSET = 13  # the first whose QuantizeLinear has an axis
 MODEL = "model.onnx"
+PERCENTILE = 99.99  # where ranges are told by percentile, and nobody said which
+SAMPLES_CHECKED = 32  # on which a trained model is compared with what was trained
 _FUSED = ("QuantizeLinear", "DequantizeLinear", "Relu", "Clip", "Cast", "Identity")
 _MOVING = ("Expand", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze")
 _NO_ARITHMETIC = frozenset({*_FUSED, *_MOVING, "Constant", "ConstantOfShape", "Shape"})
@@ -34,36 +46,126 @@ _NO_ARITHMETIC = frozenset({*_FUSED, *_MOVING, "Constant", "ConstantOfShape", "S
 class Int8Options(Options):
     """How to quantize.
 
+    `ranges`: which values of an activation are represented, those beyond saturate. "mse" and "entropy", what changes
+    the values or their distribution least; "percentile", all but a few (`percentile`, 99.99 where not told): these read
+    a histogram of all values. "min-max", of all samples; "mean-min-max", the smallest and the largest of each sample,
+    averaged; "moving-average", with the last samples weighing most.
+    `equalize`: give the channels between two layers like weight ranges first. `smooth`: the alpha of SmoothQuant, which
+    moves outlier channels after a LayerNormalization into the weights that read them.
     `bias_correction`: "full" measures a layer's error after those before it are corrected, "fast" each layer's alone.
     `overflow_fix`: 7-bit weights, for x86 without VNNI; "auto" decides by the target's instruction sets.
     `ignore`: regular expressions; nodes whose whole name matches one stay in float.
+    `max_drop` ("1 %" of top-1: accuracy with labels, else agreement with the float model) and `min_snr` ("20 dB" at the
+    worst output): as many layers as that takes are kept in float, judged on the role `tuning`.
     """
 
+    ranges: posttraining.Ranges = "mse"
+    percentile: float | None = Field(default=None, gt=50, le=100)
+    equalize: bool = False
+    smooth: float | None = Field(default=None, ge=0, le=1)
     bias_correction: Literal["full", "fast", "none"] = "full"
     overflow_fix: Literal["auto", "enable", "disable"] = "auto"
     ignore: tuple[str, ...] = ()
+    max_drop: str | None = None
+    min_snr: str | None = None
+
+    @field_validator("max_drop", mode="before")
+    @classmethod
+    def _share(cls, value: Any) -> str | None:
+        return None if value is None else f"{units.parse_fraction(value) * 100:.6g} %"
+
+    @field_validator("min_snr", mode="before")
+    @classmethod
+    def _ratio(cls, value: Any) -> str | None:
+        return None if value is None else f"{units.parse_decibels(value):.6g} dB"
+
+    @field_validator("smooth", mode="before")
+    @classmethod
+    def _alpha(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("`smooth` is the alpha of SmoothQuant, from 0 to 1: write it like `smooth: 0.9`")
+        return value
+
+    @model_validator(mode="after")
+    def _percentile_of_percentile(self) -> Int8Options:
+        if self.percentile is not None and self.ranges != "percentile":
+            raise ValueError("`percentile` needs `ranges: percentile`")
+        return self
+
+    @property
+    def goal(self) -> control.Goal | None:
+        """What the quantized model may lose, None where nobody said."""
+        if self.max_drop is None and self.min_snr is None:
+            return None
+        return control.Goal(
+            None if self.max_drop is None else units.parse_fraction(self.max_drop),
+            None if self.min_snr is None else units.parse_decibels(self.min_snr),
+        )
+
+    def told(self) -> Mapping[str, str]:
+        return {
+            "ranges": self.ranges,
+            "percentile": f"{self.percentile:g}" if self.percentile else "",
+            "smooth": f"smooth{self.smooth:g}" if self.smooth is not None else "",
+            "max_drop": f"drop{str(self.max_drop).removesuffix(' %')}",
+            "min_snr": f"snr{str(self.min_snr).removesuffix(' dB')}",
+        }
+
+
+class QatOptions(Int8Options, DistillationOptions):
+    """As int8, then trained with its quantizers in place: what rounding cost is learned away, after a teacher.
+
+    How to train is told as in `distill`.
+    """
+
+    epochs: int = Field(default=2, ge=1, le=10_000)
+    learning_rate: float = Field(default=3e-4, gt=0)
+
+    def told(self) -> Mapping[str, str]:
+        return {**Int8Options.told(self), **DistillationOptions.told(self)}
 
 
 def choices() -> Mapping[str, type[Options]]:
-    return {"none": Options, "int8": Int8Options}
+    return {"none": Options, "int8": Int8Options, "qat": QatOptions, **weights.CHOICES}
 
 
 def tools(choice: str, options: Any) -> Sequence[str]:
+    if choice == "qat":
+        return ("nncf", "onnx", "onnxruntime", "torch", "onnxslim", *distillation.tools())
+    if choice in weights.CHOICES:
+        return ("onnx",)
     return () if choice == "none" else ("nncf", "onnx", "onnxruntime")
 
 
+def files(choice: str, options: Any) -> Sequence[str]:
+    return distillation.files(options) if choice == "qat" else ()
+
+
 def sample_roles(choice: str, options: Any, precision: str) -> Sequence[str]:
-    return () if choice == "none" else ("calibration",)
+    if choice == "none" or choice in weights.CHOICES:
+        return ()
+    train = ("train",) if choice == "qat" else ()
+    return ("calibration", *train) if options.goal is None else ("calibration", "tuning", *train)
+
+
+def probe(choice: str, options: Any) -> tuple[str, Options]:
+    """Neither training nor bias correction changes a shape, and which layers accuracy keeps in float is not known."""
+    if choice == "none" or choice in weights.CHOICES:
+        return choice, options
+    kept = {"overflow_fix": options.overflow_fix, "ignore": options.ignore}
+    return "int8", Int8Options(ranges="mean-min-max", bias_correction="none", **kept)
 
 
 def objection(choice: str, options: Any, precision: str) -> str | None:
-    if choice == "int8" and precision == "int8":
+    if choice != "none" and precision.startswith("int"):
         return "the model is quantized already"
     return None
 
 
 def precision(choice: str, options: Any, precision: str) -> str:
-    return "int8" if choice == "int8" else precision
+    if choice in weights.CHOICES:
+        return weights.precision(choice, options)
+    return precision if choice == "none" else "int8"
 
 
 def run(job: StageJob) -> Produced:
@@ -71,6 +173,10 @@ def run(job: StageJob) -> Produced:
 
     The same model, samples and options give the same bytes.
     """
+    if job.choice in weights.CHOICES:
+        return weights.run(job, job.choice == "dynamic" and needs_overflow_fix(job.options, job.target))
+    if job.choice == "qat":
+        return _trained(job)
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # no event leaves this machine
     import nncf
     import onnx
@@ -82,8 +188,11 @@ def run(job: StageJob) -> Produced:
     source = job.parent_folder / job.parent.main
     overflow_fix = needs_overflow_fix(options, job.target)
 
-    def quantize(bias_correction: str) -> Any:
-        model = _prepared(onnx.load(str(source)))
+    original, told = _rescaled(_prepared(onnx.load(str(source))), samples, options, job.progress)
+
+    def quantize(bias_correction: Literal["full", "fast", "none"]) -> Any:
+        model = onnx.ModelProto()
+        model.CopyFrom(original)
         return _quantize(model, samples, options, bias_correction, overflow_fix, job.progress)
 
     applied, fell_back = options.bias_correction, None
@@ -101,6 +210,12 @@ def run(job: StageJob) -> Produced:
             except _failures() as second:
                 raise StageError(f"NNCF cannot quantize this model: {_first_line(second)}") from second
 
+    model, mixed = outputs.separated(model, original, execution.batches(original, samples))
+    controlled = None
+    if options.goal is not None:
+        tuning = Samples(job.samples["tuning"])
+        controlled = control.keep_inside(model, original, tuning, options.goal, job.threads, job.progress)
+        model = controlled.model
     job.progress(None, "checking the quantized model")
     _clean(model)
     onnx.checker.check_model(model)
@@ -115,7 +230,12 @@ def run(job: StageJob) -> Produced:
         "quantized_operators": quantized,
         "float_operators": left,
         "calibration_samples": len(samples),
+        **told,
     }
+    if mixed:
+        details["mixed_outputs"] = [found.to_json() for found in mixed]
+    if controlled:
+        details["control"] = controlled.details()
     if fell_back:
         details["bias_correction_fell_back"] = fell_back
     return Produced(
@@ -128,7 +248,44 @@ def run(job: StageJob) -> Produced:
     )
 
 
-def needs_overflow_fix(options: Int8Options, target: Target) -> bool:
+def _trained(job: StageJob) -> Produced:
+    """Quantization-aware training: requires training samples too. Ensures that the model written is the one trained.
+
+    The same bytes also when the worker was killed on the way and the step is done again.
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "int8"
+        folder.mkdir()
+        produced = run(replace(job, choice="int8", out=folder))
+        distillation.share_the_cores(job.threads)
+        job.progress(None, "making the torch module")
+        model, source = onnx.load(str(folder / MODEL)), _prepared(onnx.load(str(job.parent_folder / job.parent.main)))
+        source, _ = _rescaled(source, Samples(job.samples["calibration"]), job.options, job.progress)
+        student = aware.trainable(model, folder / MODEL, source)
+        data, notes = distillation.training_data(job, student.module, "quantize qat")
+        guide = distillation.load_teacher(job, Path(scratch))
+        chosen = replace(distillation.training_options(job, student.module, data), batch_statistics=False)
+        result = loop.train(student.module, guide, data, chosen, job.scratch, job.progress)
+    job.progress(None, "checking the trained model")
+    aware.write(student, model)
+    onnx.checker.check_model(model)
+    feeds = execution.batches(model, Samples(job.samples["train"]), SAMPLES_CHECKED)
+    ratio = aware.check(model, student.module, replace(feeds, size=min(feeds.size, chosen.batch)))
+    onnx.save(model, str(job.out / MODEL))
+    told = distillation.details(result, chosen)
+    notes += told.pop("notes")
+    told |= {
+        "teacher": {"model": Path(job.options.teacher).name, "backend": guide.backend},
+        "check_sqnr_db": ratio,
+        "weights_from_float": student.from_float,
+        **({"training_notes": notes} if notes else {}),
+    }
+    return replace(produced, details={**produced.details, **told})
+
+
+def needs_overflow_fix(options: Int8Options | weights.DynamicOptions, target: Target) -> bool:
     """Whether weights keep to 7 bits: on x86 without VNNI or AMX, and where the instruction sets are not known.
 
     Measured on EfficientNet-Lite0: without it accuracy collapses there; with it, elsewhere, some is given away.
@@ -173,35 +330,54 @@ def _prepared(model: Any) -> Any:
     return model
 
 
+def _rescaled(
+    model: Any, samples: Samples, options: Int8Options, progress: Callable[[float | None, str], None]
+) -> tuple[Any, dict[str, Any]]:
+    """The same function with weights and activations that quantize better, and what is to be told of it."""
+    told: dict[str, Any] = {"ranges": options.ranges}
+    if options.equalize:
+        progress(None, "equalizing channels")
+        equalized = equalization.equalize(model)
+        if not equalized.pairs:
+            parted = ", ".join(f"{count} {op_type}" for op_type, count in equalized.parted.items())
+            raise StageError(
+                f"no two layers have channels that could be equalized{f': {parted} between them' if parted else ''}",
+                remedy="Leave `equalize` out.",
+            )
+        told["equalized_pairs"] = [list(pair) for pair in equalized.pairs]
+        told["equalization_parted_by"] = equalized.parted
+    if options.smooth is not None:
+        with _sessions_without_fusion():
+            try:
+                feeds = _Feeds(samples, progress)
+                model, smoothed = smoothing.smooth(model, feeds, len(samples), options.smooth)
+            except _failures() as error:
+                raise StageError(f"NNCF cannot smooth this model: {_first_line(error)}") from error
+        if not smoothed.folded:
+            raise StageError(
+                "there is no LayerNormalization to smooth that linear layers alone read", remedy="Leave `smooth` out."
+            )
+        told["smoothed_normalizations"] = smoothed.folded
+        told["smoothing_multiplications"] = smoothed.multiplied
+    return model, told
+
+
 def _quantize(
     model: Any,
     samples: Samples,
     options: Int8Options,
-    bias_correction: str,
+    bias_correction: Literal["full", "fast", "none"],
     overflow_fix: bool,
     progress: Callable[[float | None, str], None],
 ) -> Any:
-    import nncf
-    from nncf.quantization.advanced_parameters import (
-        AdvancedQuantizationParameters,
-        OverflowFix,
-        QuantizationParameters,
+    settings = posttraining.Settings(
+        ranges=options.ranges,
+        percentile=options.percentile or PERCENTILE,
+        bias_correction=bias_correction,
+        overflow_fix=overflow_fix,
+        ignore=options.ignore,
     )
-
-    advanced = AdvancedQuantizationParameters(
-        overflow_fix=OverflowFix.ENABLE if overflow_fix else OverflowFix.DISABLE,
-        activations_quantization_params=QuantizationParameters(per_channel=False),
-        disable_bias_correction=bias_correction == "none",
-    )
-    return nncf.quantize(
-        model,
-        nncf.Dataset(_Feeds(samples, progress)),
-        subset_size=len(samples),
-        preset=nncf.QuantizationPreset.PERFORMANCE,
-        fast_bias_correction=bias_correction != "full",
-        ignored_scope=nncf.IgnoredScope(patterns=list(options.ignore)) if options.ignore else None,
-        advanced_parameters=advanced,
-    )
+    return posttraining.quantize(model, _Feeds(samples, progress), len(samples), settings)
 
 
 class _Feeds:

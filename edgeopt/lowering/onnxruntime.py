@@ -1,18 +1,19 @@
-"""Rewrites of Q/DQ ONNX into the form that is fast in one runtime, exact but for the rounding of biases to int32.
+"""Q/DQ ONNX into the form that onnxruntime fuses on the CPU, exact but for the rounding of biases to int32.
 
 Each pass is a function that changes a model in place and says what it requires and ensures. A quantizer maps a real x
-to saturate(round_half_even(x / scale) + zero_point), as ONNX's QuantizeLinear does. This module knows nothing of
-calibration, of files or of speed.
+to saturate(round_half_even(x / scale) + zero_point), as ONNX's QuantizeLinear does.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
+from edgeopt.lowering.graph import Graph, attribute, drop_dead, drop_unused, drop_value_info, is_dequantizer
+
 UNSIGNED_OFFSET = 128
 LARGEST_BIAS = 1 << 30  # half of int32: room for the products that are added to it
+CONTRIBUTED = "com.microsoft"  # the domain of onnxruntime's own operators
 _WITH_BIAS = ("Conv", "ConvTranspose", "Gemm")
 
 
@@ -27,9 +28,62 @@ def for_onnxruntime(model: Any) -> Any:
     return lowered
 
 
-def drop_value_info(model: Any) -> None:
-    """Ensures that no inferred types are left over from before a rewrite: runtimes believe them."""
-    del model.graph.value_info[:]
+def weights_for_onnxruntime(model: Any, *, dynamic: bool) -> Any:
+    """A copy of a model with quantized weights alone, in the operators that onnxruntime is fast on.
+
+    4-bit products become MatMulNBits. 8-bit products become DynamicQuantizeMatMul where `dynamic` allows that
+    activations are quantized at run time; 4-bit products then compute in 8 bits too. All other weights keep their
+    DequantizeLinear, which a session has to fold: left to itself, onnxruntime computes 8-bit products in integers (and
+    dequantizes the weights of convolutions at every run). Convolutions are never dynamic: ConvInteger runs at a tenth
+    of the speed of float32.
+    """
+    import onnx
+
+    lowered = onnx.ModelProto()
+    lowered.CopyFrom(model)
+    drop_value_info(lowered)
+    graph = Graph(lowered)
+    for index, node in enumerate(lowered.graph.node):
+        made = _product(graph, node, dynamic)
+        if made is not None:
+            lowered.graph.node[index].CopyFrom(made)
+    if any(node.domain == CONTRIBUTED for node in lowered.graph.node):
+        lowered.opset_import.append(onnx.helper.make_opsetid(CONTRIBUTED, 1))
+    drop_dead(lowered)
+    drop_unused(lowered)
+    return lowered
+
+
+def _product(graph: Graph, node: Any, dynamic: bool) -> Any:
+    """The operator of onnxruntime's own that does what a product with a dequantized weight does; None for others."""
+    import numpy as np
+    from onnx import helper
+
+    if node.op_type not in ("Gemm", "MatMul") or not is_dequantizer(graph.writer(node.input[1])):
+        return None
+    if attribute(node, "transA", 0) or attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
+        return None
+    weight = graph.writer(node.input[1])
+    integers, scale = graph.constant(weight.input[0]), graph.constant(weight.input[1])
+    bias = node.input[2] if len(node.input) > 2 else ""
+    if integers is None or scale is None or (bias and (graph.constant(bias) is None or graph.constant(bias).ndim != 1)):
+        return None
+    if not attribute(node, "transB", 0):
+        integers, scale = integers.T, scale.T
+    name, block = weight.input[0], attribute(weight, "block_size", 0)
+    rows, summed = integers.shape
+    if block:
+        unsigned = (integers.astype(np.int8) + 8).astype(np.uint8).reshape(rows, summed // block, block)
+        packed = graph.add_constant(f"{name}_packed", unsigned[..., 0::2] | (unsigned[..., 1::2] << 4))
+        inputs = [node.input[0], packed, graph.add_constant(f"{name}_scales", np.ascontiguousarray(scale))]
+        options = {"K": summed, "N": rows, "bits": 4, "block_size": block, "accuracy_level": 4 if dynamic else 0}
+        inputs += ["", "", bias] if bias else []
+        return helper.make_node("MatMulNBits", inputs, node.output, name=node.name, domain=CONTRIBUTED, **options)
+    if not dynamic:
+        return None
+    turned = graph.add_constant(f"{name}_turned", np.ascontiguousarray(integers.T))
+    inputs = [node.input[0], turned, weight.input[1], *(["", bias] if bias else [])]
+    return helper.make_node("DynamicQuantizeMatMul", inputs, node.output, name=node.name, domain=CONTRIBUTED)
 
 
 def make_activations_unsigned(model: Any) -> None:
@@ -40,7 +94,7 @@ def make_activations_unsigned(model: Any) -> None:
     """
     import numpy as np
 
-    graph = _Graph(model)
+    graph = Graph(model)
     for quantizer in graph.nodes("QuantizeLinear"):
         readers = graph.readers(quantizer.output[0])
         zero_point = graph.constant(quantizer.input[2]) if len(quantizer.input) > 2 else None
@@ -60,7 +114,7 @@ def fold_activations(model: Any) -> None:
     Requires that its output goes to per-tensor quantizers alone. It is removed where both its bounds quantize to the
     ends of the integer type: quantizing is monotone, so what it would cut saturates to the same integer. Exact.
     """
-    graph = _Graph(model)
+    graph = Graph(model)
     for node in [*graph.nodes("Relu"), *graph.nodes("Clip")]:
         bounds, readers = _bounds(graph, node), graph.readers(node.output[0])
         if bounds is None or not readers or graph.is_output(node.output[0]):
@@ -80,12 +134,12 @@ def quantize_biases(model: Any) -> None:
     import numpy as np
     from onnx import helper
 
-    graph = _Graph(model)
+    graph = Graph(model)
     for node in [node for op_type in _WITH_BIAS for node in graph.nodes(op_type)]:
-        if len(node.input) < 3 or not node.input[2] or _attribute(node, "beta", 1.0) != 1.0:
+        if len(node.input) < 3 or not node.input[2] or attribute(node, "beta", 1.0) != 1.0:
             continue
         bias, given, weight = graph.constant(node.input[2]), graph.writer(node.input[0]), graph.writer(node.input[1])
-        if bias is None or bias.ndim != 1 or not _is_dequantizer(given) or not _is_dequantizer(weight):
+        if bias is None or bias.ndim != 1 or not is_dequantizer(given) or not is_dequantizer(weight):
             continue
         input_scale, weight_scale = graph.constant(given.input[1]), graph.constant(weight.input[1])
         integers = graph.constant(weight.input[0])
@@ -95,7 +149,7 @@ def quantize_biases(model: Any) -> None:
             continue
         too_large = np.abs(_in_steps(bias, weight_scale, input_scale)) > LARGEST_BIAS
         if too_large.any():
-            axis = _attribute(weight, "axis", 1)
+            axis = attribute(weight, "axis", 1)
             dead = ~integers.any(axis=tuple(i for i in range(integers.ndim) if i != axis % integers.ndim))
             if weight_scale.size == 1 or (too_large & ~dead).any() or len(graph.readers(weight.output[0])) > 1:
                 continue
@@ -116,101 +170,6 @@ def quantize_biases(model: Any) -> None:
         node.input[2] = dequantizer.output[0]
 
 
-def drop_unused(model: Any) -> None:
-    """Ensures that every initializer is read by a node or is an output."""
-    used = {name for node in model.graph.node for name in _reads(node)} | {given.name for given in model.graph.output}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-
-
-class _Graph:
-    """Who writes and who reads each tensor of a graph, and its constants as arrays."""
-
-    def __init__(self, model: Any) -> None:
-        self._graph = model.graph
-        self._outputs = {given.name for given in model.graph.output}
-        self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._writers: dict[str, Any] = {}
-        self._readers: dict[str, list[Any]] = {}
-        for node in model.graph.node:
-            self._writers.update(dict.fromkeys(node.output, node))
-            for name in _reads(node):
-                self._readers.setdefault(name, []).append(node)
-        self._names = {*self._initializers, *self._writers, *(given.name for given in model.graph.input)}
-        self._names.update(node.name for node in model.graph.node)
-
-    def nodes(self, op_type: str) -> list[Any]:
-        return [node for node in self._graph.node if node.op_type == op_type]
-
-    def readers(self, name: str) -> list[Any]:
-        return self._readers.get(name, [])
-
-    def writer(self, name: str) -> Any:
-        """The node that computes a tensor, None for inputs and initializers."""
-        return self._writers.get(name)
-
-    def is_output(self, name: str) -> bool:
-        return name in self._outputs
-
-    def constant(self, name: str) -> Any:
-        """A constant as an array, None where the tensor is computed, given or absent."""
-        from onnx import numpy_helper
-
-        if name in self._initializers:
-            return numpy_helper.to_array(self._initializers[name])
-        node = self._writers.get(name)
-        if node is None or node.op_type != "Constant" or node.attribute[0].name != "value":
-            return None
-        return numpy_helper.to_array(node.attribute[0].t)
-
-    def unused(self, name: str) -> str:
-        """`name`, or `name` and a number where a tensor or node has it already. It is then taken."""
-        candidates = itertools.chain([name], (f"{name}_{index}" for index in itertools.count(1)))
-        free = next(candidate for candidate in candidates if candidate not in self._names)
-        self._names.add(free)
-        return free
-
-    def add_constant(self, name: str, value: Any) -> str:
-        """Adds an initializer and returns the name that it got."""
-        from onnx import numpy_helper
-
-        tensor = numpy_helper.from_array(value, self.unused(name))
-        self._graph.initializer.append(tensor)
-        self._initializers[tensor.name] = self._graph.initializer[-1]
-        return str(tensor.name)
-
-    def bypass(self, node: Any) -> None:
-        """Connects the readers of a node's only output to its first input, and removes it."""
-        source, name = node.input[0], node.output[0]
-        readers = self._readers.pop(name)
-        for reader in readers:
-            for index, given in enumerate(reader.input):
-                if given == name:
-                    reader.input[index] = source
-        self._readers[source] = [reader for reader in self._readers[source] if reader is not node] + readers
-        self._graph.node.remove(node)
-
-
-def _reads(node: Any) -> set[str]:
-    """The tensors that a node reads, those of its subgraphs too."""
-    names = set(filter(None, node.input))
-    for attribute in node.attribute:
-        for subgraph in [attribute.g, *attribute.graphs]:
-            names.update(*(_reads(inner) for inner in subgraph.node))
-    return names
-
-
-def _attribute(node: Any, name: str, default: Any) -> Any:
-    from onnx import helper
-
-    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
-
-
-def _is_dequantizer(node: Any) -> bool:
-    return node is not None and node.op_type == "DequantizeLinear"
-
-
 def _in_steps(bias: Any, weight_scale: Any, input_scale: Any) -> Any:
     """A bias in units of (input scale x weight scale), float64."""
     import numpy as np
@@ -218,7 +177,7 @@ def _in_steps(bias: Any, weight_scale: Any, input_scale: Any) -> Any:
     return bias.astype(np.float64) / (weight_scale.reshape(-1).astype(np.float32) * input_scale.reshape(()))
 
 
-def _bounds(graph: _Graph, node: Any) -> tuple[float, float] | None:
+def _bounds(graph: Graph, node: Any) -> tuple[float, float] | None:
     """What a Relu or Clip limits its input to, None where that is not constant."""
     limits = [-math.inf, math.inf]
     if node.op_type == "Relu":
@@ -233,7 +192,7 @@ def _bounds(graph: _Graph, node: Any) -> tuple[float, float] | None:
     return limits[0], limits[1]
 
 
-def _saturates(graph: _Graph, quantizer: Any, low: float, high: float) -> bool:
+def _saturates(graph: Graph, quantizer: Any, low: float, high: float) -> bool:
     """Whether `low` and `high` quantize to the ends of the integer type."""
     import numpy as np
 
