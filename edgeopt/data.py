@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -39,6 +39,8 @@ _DAMAGE = (
 def prepare(args: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """Worker's job: read `args["location"]`, draw `args["samples"]` by `args["seed"]`, check, write to `args["out"]`.
 
+    `args["part"]`, where there is one, is what they are drawn from: see `edgeopt.recipe.DataSource`.
+
     Returns {"sources": the Python files that made the data, "count", "inputs": {name: [shape, dtype]}, "labels"}.
     """
     location = str(args["location"])
@@ -46,9 +48,12 @@ def prepare(args: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     arrays, sources = _read(location)
     labels = next((arrays.pop(name) for name in _LABEL_NAMES if name in arrays and len(arrays) > 1), None)
     count = _check_counts(arrays, labels, location)
-    chosen = None
+    chosen = _part(count, args["part"], location) if args.get("part") else None
+    count = count if chosen is None else len(chosen)
     if args["samples"] is not None and args["samples"] < count:
-        chosen = _draw(count, args["samples"], args["seed"])
+        drawn = _draw(count, args["samples"], args["seed"])
+        chosen = drawn if chosen is None else chosen[drawn]
+    if chosen is not None:
         arrays = {name: array[chosen] for name, array in arrays.items()}
         labels = labels[chosen] if labels is not None else None
     for name, array in arrays.items():
@@ -196,6 +201,20 @@ def _draw(count: int, samples: int, seed: int) -> Array:
     import numpy as np
 
     chosen: Array = np.random.default_rng(seed).permutation(count)[:samples]
+    return np.sort(chosen)
+
+
+def _part(count: int, part: Sequence[float], location: str) -> Array:
+    """The positions of the samples in one part, by an order that is the same for all parts of so many samples."""
+    import numpy as np
+
+    start, stop = (round(share * count) for share in part)
+    if start >= stop:
+        raise InputError(
+            f"{location}: {count} samples are too few to be split into parts",
+            remedy="Save more samples; 300 are a good number.",
+        )
+    chosen: Array = np.random.default_rng(0).permutation(count)[start:stop]
     return np.sort(chosen)
 
 

@@ -6,10 +6,10 @@ Imports no vendor library. Steps after one that is not in the cache are known to
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import backends, data, devices, pipeline, plan
+from edgeopt import backends, data, devices, pipeline, plan, stages
 from edgeopt.artifact import Artifact
 from edgeopt.budget import QUANTITIES
 from edgeopt.errors import EdgeoptError, TargetUnreachable
@@ -64,6 +64,8 @@ def examine(recipe: Recipe) -> dict[str, Any]:
         ],
         "left_out": dict(made.left_out),
         "budget": recipe.budget.to_json(),
+        "time_limit": recipe.time,
+        "time_limit_seconds": recipe.seconds,
         "missing": missing,
     }
 
@@ -82,6 +84,7 @@ def _data(made: Plan, store: Store) -> tuple[list[dict[str, Any]], dict[str, str
                 "role": role,
                 "location": source.location,
                 "samples": count or source.samples,
+                "part": source.part[1] - source.part[0] if source.part else None,
                 "arrays": arrays,
                 "cached": entry is not None,
             }
@@ -99,7 +102,10 @@ def _steps(
     artifacts: dict[str, Artifact] = {IMPORT: pipeline.built(entry).artifact} if entry else {}
     source = artifacts.get(IMPORT)
     made_of = pipeline.source_of(entry) if entry else {}
-    steps = [{"id": IMPORT, "parent": None, "label": "import", "cached": entry is not None, "seconds": _seconds(entry)}]
+    steps: list[dict[str, Any]] = [
+        {"id": IMPORT, "parent": None, "label": "import", "cached": entry is not None, "seconds": _seconds(entry)}
+    ]
+    searches = {s.id: stages.search_of(s.stage, s.choice, s.options) for s in made.searches()}
     for step in made.steps:
         found = None
         if step.parent in artifacts and all(role in digests for role in step.roles):
@@ -113,6 +119,7 @@ def _steps(
                 "stage": step.stage,
                 "label": step.label,
                 "precision": step.precision,
+                "search": asdict(search) if (search := searches.get(step.id)) else None,
                 "cached": found is not None,
                 "seconds": _seconds(found),
                 "size_bytes": artifacts[step.id].size_bytes if found else None,
@@ -141,7 +148,9 @@ def print_plan(found: Mapping[str, Any], console: Console) -> None:
             line.append(_signature(found), style="dim")
         if step["id"] == baseline:
             line.append("  baseline", style="bold")
-        if step["cached"]:
+        if step.get("search"):
+            line.append(f"  {_sought(step['search'])}", style="cyan")
+        elif step["cached"]:
             size = f", {format_size(step['size_bytes'])}" if step.get("size_bytes") else ""
             line.append(f"  cached{size}", style="green")
         else:
@@ -150,7 +159,8 @@ def print_plan(found: Mapping[str, Any], console: Console) -> None:
     console.print(root)
     for source in found["data"]:
         arrays = ", ".join(f"{name} {dtype}{shape}" for name, (shape, dtype) in (source["arrays"] or {}).items())
-        samples = f"{source['samples']} samples" if source["samples"] else "all samples"
+        part = f" of a part of {source['part'] * 100:g} % of its own" if source["part"] else ""
+        samples = (f"{source['samples']} samples" if source["samples"] else "all samples") + part
         console.print(
             Text(f"data {source['role']}: {samples}, {arrays or 'shapes known once it is made'}"), soft_wrap=True
         )
@@ -160,8 +170,19 @@ def print_plan(found: Mapping[str, Any], console: Console) -> None:
     if limits:
         told = ", ".join(f"{name} {QUANTITIES[name].format(bound)}" for name, bound in limits.items())
         console.print(Text(f"budget: {told}; prefer {', '.join(found['budget']['prefer'])}"), soft_wrap=True)
+    if found["time_limit"]:
+        told = f"{found['time_limit']}: the cheap and the promising first, measuring included; the rest is skipped"
+        console.print(Text(told), soft_wrap=True)
     for item in found["missing"]:
         console.print(Text(f"missing: {item['what']}. {item['remedy']}"), style="red", soft_wrap=True)
+
+
+def _sought(search: Mapping[str, Any]) -> str:
+    """What is found by measuring before anything is trained."""
+    if search["limit"] is None:
+        return f"to be found by measuring: the fractions that pay, {search['rungs']} at most"
+    quantity = QUANTITIES[search["quantity"]]
+    return f"to be found by measuring: the least for {quantity.name} ≤ {quantity.format(search['limit'])}"
 
 
 def _signature(found: Mapping[str, Any]) -> str:
@@ -169,7 +190,7 @@ def _signature(found: Mapping[str, Any]) -> str:
         return "  (shapes known once it is imported)"
 
     def told(specs: Any) -> str:
-        return ", ".join(f"{s['name']} {s['dtype']}{s['shape']}" for s in specs)
+        return ", ".join(f"{s['name']} {s['dtype']}[{', '.join(map(str, s['shape']))}]" for s in specs)
 
     counts = [f"{format_count(found[key])} {key}" for key in ("parameters", "macs") if found[key]]
     return f"  {told(found['inputs'])} -> {told(found['outputs'])}" + (f"  {', '.join(counts)}" if counts else "")

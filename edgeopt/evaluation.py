@@ -14,10 +14,11 @@ from typing import Any
 
 from edgeopt import backends
 from edgeopt.bench import quality, session
+from edgeopt.clock import Work
 from edgeopt.devices import Device
 from edgeopt.errors import EdgeoptError, InputError
 from edgeopt.measurement import Block, Disturbance, Drop, Machine, Measurement, Ratio, compare, paired_drop
-from edgeopt.pipeline import Built, Prepared, Workers, placed
+from edgeopt.pipeline import Built, Prepared, Workers, placed, quality_kind
 from edgeopt.plan import Candidate, Plan
 from edgeopt.recipe import MeasureOptions
 from edgeopt.results import Quality
@@ -40,16 +41,26 @@ def quality_job_id(candidate_id: str) -> str:
     return f"quality:{candidate_id}"
 
 
-def quality_jobs(plan: Plan, store: Store, workers: Workers, device: Device, target: Target) -> list[Job]:
+def quality_jobs(
+    plan: Plan,
+    store: Store,
+    workers: Workers,
+    device: Device,
+    target: Target,
+    ranks: Mapping[str, int] | None = None,
+) -> list[Job]:
     """A job for each candidate, that of the baseline first: its outputs are what the others are compared with.
 
+    `ranks` are those of `edgeopt.plan.ranks`, where time is short: candidates of a lower rank are begun first.
     A job's value is the store's entry, with what `edgeopt.bench.quality:run` returned as meta and its files.
     """
     if "validation" not in plan.data:
         return []
     machine = device.machine().to_json()
     baseline = quality_job_id(plan.baseline)
-    return [_quality_job(c, plan, store, workers, device, target, machine, baseline) for c in plan.candidates]
+    return [
+        _quality_job(c, plan, store, workers, device, target, machine, baseline, ranks or {}) for c in plan.candidates
+    ]
 
 
 def _quality_job(
@@ -61,8 +72,13 @@ def _quality_job(
     target: Target,
     machine: Mapping[str, Any],
     baseline: str,
+    ranks: Mapping[str, int],
 ) -> Job:
     job_id = quality_job_id(candidate.id)
+    work = None
+    if ranks and job_id != baseline:
+        measured = sum(ranks[c.id] <= ranks[candidate.id] for c in plan.candidates)
+        work = Work(quality_kind(candidate.backend), candidates=measured)
 
     def run(values: Mapping[str, Any]) -> Done:
         built: Built = values[candidate.step]
@@ -96,13 +112,15 @@ def _quality_job(
                 "reference": str(reference.files) if reference else None,
             }
             with placed({None: plan.data["validation"].location}):
-                return Made(device.quality(args, lambda job, a: workers.call(job_id, job, a, python=target.python)))
+                return Made(
+                    device.quality(args, lambda job, a: workers.call(job_id, job, a, python=target.python, work=work))
+                )
 
         entry, reused = store.build(inputs, make, stopping=workers.stopping)
         return Done(entry, reused)
 
     hopes = (baseline,) if job_id != baseline else ()
-    return Job(job_id, (candidate.step, "data:validation"), run, hopes=hopes)
+    return Job(job_id, (candidate.step, "data:validation"), run, hopes=hopes, rank=ranks.get(candidate.id, 0))
 
 
 def qualities(entries: Mapping[str, Entry], baseline: str) -> dict[str, Quality]:

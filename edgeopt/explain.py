@@ -77,8 +77,11 @@ def explain(recipe: Recipe) -> list[dict[str, Any]]:
             made_of = pipeline.source_of(entry)
     else:
         found.append(_waiting(IMPORT, f"data:{example}"))
+    searched = made.searches()
     for step in made.steps:
         absent = next((f"data:{role}" for role in step.roles if role not in digests), None)
+        if step in searched:
+            absent = f"the network that {step.label} asks for"  # which a run finds by measuring
         if step.parent not in artifacts or absent:
             found.append(_waiting(step.id, absent or step.parent))
             continue

@@ -9,15 +9,17 @@ import contextlib
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from edgeopt import backends, formats, plan, stages, worker
 from edgeopt.artifact import Artifact, MadeBy, TensorSpec, canonical_json, list_files, sha256_of_file
+from edgeopt.clock import Clock, Work
 from edgeopt.data import VERSION as DATA_VERSION
-from edgeopt.errors import EdgeoptError, InputError, Interrupted, MissingDependency, WorkerCrashed
+from edgeopt.errors import EdgeoptError, InputError, Interrupted, MissingDependency, NoTimeLeft, WorkerCrashed
 from edgeopt.formats import canonical
 from edgeopt.nearby import nearby
 from edgeopt.plan import IMPORT, Plan, PlanStep
@@ -51,21 +53,52 @@ class Prepared:
 
 @dataclass
 class Workers:
-    """Starts workers with the run's limits, and can stop all of them at once."""
+    """Starts workers with the run's limits, and can stop all of them at once.
+
+    `clock` holds the limit on the run's time, None where there is none.
+    """
 
     store: Store
     limits: worker.Limits
     observer: Observer
+    clock: Clock | None = None
     _live: set[worker.Worker] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stopped: bool = False
 
-    def call(self, job: str, function: str, args: Mapping[str, Any], *, python: str | None = None) -> dict[str, Any]:
-        """Run "module:function" in a worker, its log under the store's logs, its progress to the observer."""
+    def call(
+        self,
+        job: str,
+        function: str,
+        args: Mapping[str, Any],
+        *,
+        python: str | None = None,
+        work: Work | None = None,
+    ) -> dict[str, Any]:
+        """Run "module:function" in a worker, its log under the store's logs, its progress to the observer.
+
+        Where `work` is given, it is begun only while the run has time for it, and stopped when that has passed:
+        NoTimeLeft.
+        """
+        allowed = self.clock.begin(work) if self.clock and work else None
+        started = time.monotonic()
+        try:
+            found = self._call(job, function, args, python, allowed)
+        except WorkerCrashed:
+            if self.clock and work and allowed is not None and time.monotonic() - started >= allowed:
+                raise self.clock.stopped(work) from None
+            raise
+        if self.clock and work:
+            self.clock.ended(work, time.monotonic() - started)
+        return found
+
+    def _call(
+        self, job: str, function: str, args: Mapping[str, Any], python: str | None, allowed: float | None
+    ) -> dict[str, Any]:
         with self._lock:
             if self._stopped:
                 raise Interrupted("stopped")
-            process = self._start(function, args, self.log_of(job), python)
+            process = self._start(function, args, self.log_of(job), python, allowed)
             self._live.add(process)
         try:
             with placed({worker.DISK: str(self.store.root)}), process:
@@ -78,9 +111,13 @@ class Workers:
             with self._lock:
                 self._live.discard(process)
 
-    def _start(self, function: str, args: Mapping[str, Any], log: Path, python: str | None) -> worker.Worker:
+    def _start(
+        self, function: str, args: Mapping[str, Any], log: Path, python: str | None, allowed: float | None
+    ) -> worker.Worker:
+        seconds = [most for most in (self.limits.seconds, allowed) if most is not None]
+        limits = replace(self.limits, seconds=min(seconds, default=None))
         try:
-            return worker.Worker(function, args, log=log, limits=self.limits, python=python)
+            return worker.Worker(function, args, log=log, limits=limits, python=python)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise  # the store tells of a full disk
@@ -109,8 +146,13 @@ def limits_of(recipe: Recipe) -> worker.Limits:
     return worker.Limits(recipe.step_seconds, memory)
 
 
-def build_jobs(made: Plan, store: Store, workers: Workers, target: Target) -> list[Job]:
-    """The jobs that build a plan. Their ids: "data:<role>", "import", and the ids of the plan's steps."""
+def build_jobs(
+    made: Plan, store: Store, workers: Workers, target: Target, ranks: Mapping[str, int] | None = None
+) -> list[Job]:
+    """The jobs that build a plan. Their ids: "data:<role>", "import", and the ids of the plan's steps.
+
+    `ranks` are those of `plan.ranks`, where time is short: steps of a lower rank are begun first.
+    """
     jobs = [_data_job(role, source, made.recipe, store, workers) for role, source in made.data.items()]
     example = example_role(made)
     jobs.append(
@@ -121,7 +163,7 @@ def build_jobs(made: Plan, store: Store, workers: Workers, target: Target) -> li
             fatal=True,
         )
     )
-    jobs += [_step_job(step, made, store, workers, target) for step in made.steps]
+    jobs += [_step_job(step, made, store, workers, target, ranks or {}) for step in made.steps]
     return jobs
 
 
@@ -171,6 +213,7 @@ def data_inputs(source: DataSource, recipe: Recipe) -> dict[str, Any]:
         "samples": source.samples,
         "seed": source.seed,
         "preprocess": recipe.preprocess.to_json(),
+        **({"part": list(source.part)} if source.part else {}),
     }
 
 
@@ -252,6 +295,7 @@ def _data_job(role: str, source: DataSource, recipe: Recipe, store: Store, worke
                 "location": source.location,
                 "samples": source.samples,
                 "seed": source.seed,
+                "part": source.part,
                 "preprocess": recipe.preprocess.to_json(),
                 "out": str(out),
             }
@@ -293,9 +337,37 @@ def _import(made_plan: Plan, example: Prepared | None, store: Store, workers: Wo
     return Done(built(entry), reused)
 
 
-def _step_job(step: PlanStep, made: Plan, store: Store, workers: Workers, target: Target) -> Job:
-    lineage = [(s.stage, s.id) for s in made.lineage(step)[:-1]]
-    ancestors = tuple(step_id for _, step_id in lineage)
+def work_of(made: Plan, step_id: str, ranks: Mapping[str, int]) -> Work | None:
+    """What a step is to the run's clock; None for those of the baseline, which is there however short the time is."""
+    below = made.below(step_id)
+    if any(candidate.id == made.baseline for candidate in below):
+        return None
+    ways = []
+    for candidate in below:
+        way = made.lineage(made.step(candidate.step))
+        after = way[1 + next(place for place, step in enumerate(way) if step.id == step_id) :]
+        ways.append((*(_kind(step) for step in after), quality_kind(candidate.backend)))
+    rank = ranks.get(step_id, 0)
+    return Work(_kind(made.step(step_id)), tuple(ways), sum(ranks.get(c.id, 0) <= rank for c in made.candidates))
+
+
+def quality_kind(backend: str) -> str:
+    """The kind of `Work` that finding the quality of an artifact is."""
+    return f"quality {backend}"
+
+
+def _kind(step: PlanStep) -> str:
+    return f"{step.stage} {step.choice}".strip()
+
+
+def _step_job(
+    step: PlanStep, made: Plan, store: Store, workers: Workers, target: Target, ranks: Mapping[str, int]
+) -> Job:
+    work = work_of(made, step.id, ranks) if ranks else None
+    way = made.lineage(step)[:-1]
+    ancestors = tuple(before.id for before in way)
+    latest = {before.stage: before.id for before in way}  # of a stage that comes again
+    lineage = [(before.stage, before.id) for before in way if latest[before.stage] == before.id]
     needs = tuple(dict.fromkeys((IMPORT, *ancestors, *(f"data:{role}" for role in step.roles))))
 
     def run(values: Mapping[str, Any]) -> Done:
@@ -323,7 +395,12 @@ def _step_job(step: PlanStep, made: Plan, store: Store, workers: Workers, target
                 "scratch": str(store.checkpoints(inputs)),
                 "threads": _share_of_cores(step, made),
             }
-            result = workers.call(step.id, "edgeopt.pipeline:run_stage", args)
+            try:
+                result = workers.call(step.id, "edgeopt.pipeline:run_stage", args, work=work)
+            except NoTimeLeft as error:
+                if store.checkpoints(inputs).is_dir():
+                    error.remedy = "How far it came is kept: with more time, the same command goes on from there."
+                raise
             made_by = MadeBy(step.stage, inputs["version"], {step.choice: inputs["options"]}, inputs["tools"])
             artifact = _artifact(result, out, parent.artifact, made_by, target)
             late = _remember(store, inputs, result["sources"], code_of(step))
@@ -333,7 +410,7 @@ def _step_job(step: PlanStep, made: Plan, store: Store, workers: Workers, target
         store.forget_checkpoints(inputs)
         return Done(built(entry), reused)
 
-    return Job(step.id, needs, run)
+    return Job(step.id, needs, run, rank=ranks.get(step.id, 0))
 
 
 def _share_of_cores(step: PlanStep, made: Plan) -> int:

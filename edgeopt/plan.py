@@ -6,7 +6,8 @@ Every leaf is a candidate, and so is the untouched model on each backend. Altern
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,7 +42,8 @@ class PlanStep:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A leaf: the artifact of `step`, run by `backend`. `labels` are the steps that made it, by stage."""
+    """A leaf: the artifact of `step`, run by `backend`. `labels` are the steps that made it, by stage; where a stage
+    comes again, by "prune 2"."""
 
     id: str
     step: str
@@ -68,8 +70,28 @@ class Plan:
     baseline: str
     left_out: Mapping[str, str]
 
+    def searches(self) -> tuple[PlanStep, ...]:
+        """The steps of which something has to be found by measuring before they can be built."""
+        return tuple(step for step in self.steps if stages.search_of(step.stage, step.choice, step.options))
+
+    def below(self, step_id: str) -> tuple[Candidate, ...]:
+        """The candidates that a step is on the way to."""
+        return tuple(self._below.get(step_id, ()))
+
+    @functools.cached_property
+    def _below(self) -> dict[str, list[Candidate]]:
+        found: dict[str, list[Candidate]] = {}
+        for candidate in self.candidates:
+            for step in self.lineage(self.step(candidate.step)):
+                found.setdefault(step.id, []).append(candidate)
+        return found
+
+    @functools.cached_property
+    def _by_id(self) -> dict[str, PlanStep]:
+        return {step.id: step for step in self.steps}
+
     def step(self, step_id: str) -> PlanStep:
-        return next(step for step in self.steps if step.id == step_id)
+        return self._by_id[step_id]
 
     def lineage(self, step: PlanStep) -> tuple[PlanStep, ...]:
         """The steps from the model to this one, this one included."""
@@ -87,17 +109,17 @@ class Plan:
         return needed
 
 
-def make(recipe: Recipe) -> Plan:
-    """The plan of a recipe.
+def make(recipe: Recipe, left_out: Mapping[str, str] | None = None) -> Plan:
+    """The plan of a recipe. `left_out` is what was left out of the recipe itself, with the reasons.
 
     Raises InputError where data is missing that a step reads, MissingDependency where no backend is left that is
     installed.
     """
-    left_out: dict[str, str] = {}
+    left_out = dict(left_out or {})
     steps: dict[str, PlanStep] = {}
     candidates: dict[str, Candidate] = {}
     compile_step = _compile_step(recipe, left_out)
-    transforms = [step for step in recipe.steps if step.stage != "compile"]
+    transforms = [_usable(step, recipe, left_out) for step in recipe.steps if step.stage != "compile"]
 
     untouched = [Alternative(a.choice, type(a.options)()) for a in compile_step.alternatives]
     leaves = [(IMPORT, SOURCE_PRECISION, alternative, True) for alternative in dict.fromkeys(untouched)]
@@ -110,7 +132,7 @@ def make(recipe: Recipe) -> Plan:
         step = _step("compile", alternative, parent, precision, steps, left_out)
         if step is None:
             continue
-        labels = {s.stage: s.label for s in _path(steps, parent)} | {"compile": alternative.label()}
+        labels = _labels(_path(steps, parent)) | {"compile": alternative.label()}
         name = "-".join(labels.values())
         if name in candidates and candidates[name].step != step.id:
             name = "-".join(f"{stage}={label}" for stage, label in labels.items())
@@ -137,6 +159,27 @@ def without_missing_tools(plan: Plan) -> None:
                 f"{needed_by} needs {tool}, which is not installed",
                 remedy=f"Install it with: pip install {tool} (or take {needed_by.split(':')[0]} out of the recipe)",
             )
+
+
+def ranks(plan: Plan, promise: Sequence[str]) -> dict[str, int]:
+    """In which order the steps and candidates of a plan are begun where time is short, by id: the cheap ones first.
+
+    The baseline, the untouched model on the other backends, what keeps the network as it is, what does not, and last
+    what is trained; among those, in the order in which `promise` names labels of steps.
+    """
+
+    def cost(candidate: Candidate) -> tuple[int, ...]:
+        way = plan.lineage(plan.step(candidate.step))
+        most = max(2 if "train" in step.roles else int(stages.uses_module(step.stage)) for step in way)
+        places = [promise.index(step.label) for step in way if step.label in promise]
+        return (candidate.id != plan.baseline, not candidate.untouched, most, *(places or [len(promise)]))
+
+    costs = {candidate.id: cost(candidate) for candidate in plan.candidates}
+    order = {found: rank for rank, found in enumerate(sorted(set(costs.values())))}
+    found = {name: order[key] for name, key in costs.items()}
+    for step in plan.steps:
+        found[step.id] = min((found[c.id] for c in plan.below(step.id)), default=len(order))
+    return found
 
 
 def step_inputs(
@@ -191,6 +234,20 @@ def _compile_step(recipe: Recipe, left_out: dict[str, str]) -> RecipeStep:
     return RecipeStep("compile", alternatives)
 
 
+def _usable(step: RecipeStep, recipe: Recipe, left_out: dict[str, str]) -> RecipeStep:
+    """A step without the alternatives that need what is not installed, where a level asked for it and nobody else."""
+    if not recipe.steps_optional:
+        return step
+    usable = []
+    for alternative in step.alternatives:
+        tools = stages.find(step.stage).tools(alternative.choice, alternative.options)
+        if missing := next((tool for tool in tools if backends.version(tool) is None), None):
+            left_out[alternative.label() or step.stage] = f"{missing} is not installed"
+        else:
+            usable.append(alternative)
+    return replace(step, alternatives=tuple(usable) or (Alternative("none", Options()),))
+
+
 def _missing(alternative: Alternative) -> str | None:
     tools = [*compilers.find(alternative.choice).tools(alternative.options)]
     tools.append(backends.find(alternative.choice).DISTRIBUTION)
@@ -202,15 +259,21 @@ def _tree(transforms: list[RecipeStep], steps: dict[str, PlanStep], left_out: di
     tips = [(IMPORT, SOURCE_PRECISION)]
     for position, transform in enumerate(transforms):
         grown: dict[tuple[str, str], None] = {}
+        idle: dict[str, str] = {}
         for parent, precision in tips:
             for alternative in transform.alternatives:
                 unchanged = position > 0 and parent == IMPORT
-                if stages.is_identity(transform.stage, alternative.choice, alternative.options) or (
-                    unchanged and stages.recovers(transform.stage, alternative.options)
-                ):
+                if stages.is_identity(transform.stage, alternative.choice, alternative.options):
                     grown[parent, precision] = None
+                    if alternative.choice != "none":
+                        idle[alternative.label()] = "there is nothing to do: it leaves the model as it is"
+                elif unchanged and stages.recovers(transform.stage, alternative.options):
+                    grown[parent, precision] = None
+                    idle[alternative.label()] = "there is nothing to make good: no step before it changes the model"
                 elif step := _step(transform.stage, alternative, parent, precision, steps, left_out):
                     grown[step.id, step.precision] = None
+        if grown.keys() <= set(tips):  # no alternative does anything: that was not asked for knowingly
+            left_out.update(idle)
         tips = list(grown)
     return tips
 
@@ -244,6 +307,14 @@ def _step(
     return steps.setdefault(step.id, step)
 
 
+def _labels(path: Iterable[PlanStep]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for step in path:
+        times = 1 + sum(name.partition(" ")[0] == step.stage for name in labels)
+        labels[step.stage if times == 1 else f"{step.stage} {times}"] = step.label
+    return labels
+
+
 def _path(steps: Mapping[str, PlanStep], step_id: str) -> list[PlanStep]:
     if step_id == IMPORT:
         return []
@@ -256,16 +327,26 @@ def _data(recipe: Recipe, steps: Iterable[PlanStep]) -> dict[str, DataSource]:
     for step in steps:
         for role in step.roles:
             needed.setdefault(role, step)
+    given = _with_tuning(recipe.data) if "tuning" in needed else recipe.data
     for role, step in needed.items():
-        if role not in recipe.data:
+        if role not in given:
             raise InputError(
                 f"{step.stage}: {step.label} reads {role} data, and the recipe has none",
                 remedy=f"Add it under data, such as `{role}: samples.npz`, or give --data samples.npz.",
             )
-    chosen = {role: recipe.data[role] for role in needed}
+    chosen = {role: given[role] for role in needed}
     if "validation" in recipe.data:
         chosen["validation"] = recipe.data["validation"]
     elif recipe.data:
         role = "train" if "train" in recipe.data else "calibration"
         chosen["validation"] = replace(recipe.data[role], samples=recipe.data[role].samples or 1000)
     return chosen
+
+
+def _with_tuning(data: Mapping[str, DataSource]) -> dict[str, DataSource]:
+    """The data with the role "tuning", on which a step may judge its own result: never what validates."""
+    role = next((role for role in ("tuning", "train", "calibration") if role in data), None)
+    if role is None:
+        return dict(data)
+    taken = data[role] if role != "train" else replace(data[role], samples=data[role].samples or 1000)
+    return {**data, "tuning": taken}

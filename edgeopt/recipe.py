@@ -12,7 +12,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -27,7 +27,7 @@ from edgeopt.stages import Options
 from edgeopt.target import Target
 
 METRICS = ("top1", "top5", "agreement", "sqnr")
-ROLES = ("train", "calibration", "validation")
+ROLES = ("train", "calibration", "tuning", "validation")
 CALIBRATION_SAMPLES = 300
 LEAST_STEP_MEMORY_BYTES = 100 << 20
 MOST_COMBINATIONS = 1000  # of the options of one alternative
@@ -37,12 +37,15 @@ MOST_COMBINATIONS = 1000  # of the options of one alternative
 class DataSource:
     """Where samples come from: a .npz or .npy file, or a function, "file.py:function" or "package.module:function".
 
-    `samples` of them are drawn without replacement by `seed`; None takes all, in order.
+    `samples` of them are drawn without replacement by `seed`; None takes all, in order. `part` is what they are drawn
+    from: (0.0, 0.8) is the first 80 % of all samples in an order shuffled once and for all, so that it and (0.8, 1.0)
+    have none in common; None is all.
     """
 
     location: str
     samples: int | None = None
     seed: int = 0
+    part: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,14 +96,24 @@ class MeasureOptions:
     rounds: int = 16
     block_ns: int = 100_000_000
 
+    @property
+    def seconds(self) -> float:
+        """About what one candidate takes in a session: its blocks, and 1.5 s to be loaded and warm up. A network whose
+        five calls take longer than a block takes longer."""
+        return self.rounds * self.block_ns * 1.1e-9 + 1.5
+
 
 @dataclass(frozen=True)
 class Recipe:
     """A recipe with every path absolute and every value checked that can be checked without opening the model.
 
     `backends_optional` is true where the recipe did not name its backends itself: those not installed are left out.
-    `document` is the recipe as read, for `run.json`; `places` says where the model, the weights, the preprocessing and
-    each role of the data are written, "recipe.yaml:2" or "--data", as far as that is known.
+    `steps_optional` is true where it named no step itself: alternatives that need what is not installed are left out.
+    `seconds` is the limit on the whole run's wall time, None where there is none; `time` says how it was written:
+    "--time 10m".
+    `document` is the recipe as read, for `run.json`, and `folder` what its paths are relative to; `places` says where
+    the model, the weights, the preprocessing and each role of the data are written, "recipe.yaml:2" or "--data", as far
+    as that is known.
     """
 
     name: str
@@ -116,6 +129,10 @@ class Recipe:
     step_seconds: float = 1800.0
     step_memory_bytes: int | None = None
     backends_optional: bool = False
+    steps_optional: bool = False
+    seconds: float | None = None
+    time: str | None = None
+    folder: str = ""
     document: Mapping[str, Any] = field(default_factory=dict)
     places: Mapping[str, str] = field(default_factory=dict)
 
@@ -125,9 +142,12 @@ def read(path: Path) -> Recipe:
     return resolve(yaml.load(path), base=path.resolve().parent, name=path.stem)
 
 
-def resolve(document: yaml.Document, *, base: Path, name: str, backends_optional: bool = False) -> Recipe:
-    """Check a parsed document. `base` is the folder that paths are relative to."""
-    return _Reader(document, base).recipe(name, backends_optional)
+def resolve(document: yaml.Document, *, base: Path, name: str, of_a_level: bool = False) -> Recipe:
+    """Check a parsed document. `base` is the folder that paths are relative to.
+
+    `of_a_level` says that its steps are those of a level: nobody asked for one of them by name.
+    """
+    return _Reader(document, base).recipe(name, of_a_level)
 
 
 class _Reader:
@@ -138,7 +158,7 @@ class _Reader:
         self.base = base
         self.problems: list[tuple[yaml.Place, str]] = []
 
-    def recipe(self, name: str, backends_optional: bool) -> Recipe:
+    def recipe(self, name: str, of_a_level: bool) -> Recipe:
         top = self.document.value
         if not isinstance(top, dict):
             what = "this file is empty" if top is None else f"this is {_kind(top)}"
@@ -159,13 +179,14 @@ class _Reader:
             "measure": self._measure,
             "step time limit": self._duration,
             "step memory limit": self._memory,
+            "time": self._duration,
         }
         found = {key: readers[key](top[key], (key,)) for key in self._known(top, readers, ())}
         if "model" not in top and not difflib.get_close_matches("model", top):
             self.problems.append(((), "a recipe needs a model: a file, or a torch factory such as model.py:build"))
         if self.problems:
             self._raise()
-        seconds = found.get("step time limit")
+        seconds, whole = found.get("step time limit"), found.get("time")
         return Recipe(
             name=name,
             model=found["model"],
@@ -179,7 +200,11 @@ class _Reader:
             measure=found.get("measure") or MeasureOptions(),
             step_seconds=seconds / 1e9 if seconds else Recipe.step_seconds,
             step_memory_bytes=found.get("step memory limit"),
-            backends_optional=backends_optional or all(s.stage != "compile" for s in found.get("steps") or ()),
+            backends_optional=of_a_level or all(s.stage != "compile" for s in found.get("steps") or ()),
+            steps_optional=of_a_level,
+            seconds=whole / 1e9 if whole else None,
+            time=self._flag("time", top["time"]) if whole else None,
+            folder=str(self.base),
             document=top,
             places={
                 place[-1]: self.document.where(place)
@@ -187,6 +212,11 @@ class _Reader:
                 if self.document.where(place) != self.document.name
             },
         )
+
+    def _flag(self, key: str, value: Any) -> str:
+        """A key of the recipe with its value, as it was written: "time: 10m" or "--time 10m"."""
+        flag = self.document.flags.get((key,))
+        return f"{flag} {value}" if flag else f"{key}: {value}"
 
     def _raise(self) -> None:
         seen = dict.fromkeys(
@@ -263,7 +293,7 @@ class _Reader:
             if not isinstance(options, dict):
                 self._wrong(where, f"{role} is a file, a function or a mapping, not {_kind(source)}")
                 continue
-            known = dict.fromkeys(self._known(options, ("from", "samples", "seed"), where))
+            known = dict.fromkeys(self._known(options, ("from", "samples", "seed", "part"), where))
             if options.get("from") is None:
                 self._wrong(where, f"{role} needs `from`: a file, a function, or one of {', '.join(ROLES)}")
                 continue
@@ -274,10 +304,21 @@ class _Reader:
             origin = self._origin(role, named, where)
             if origin is not None:
                 location = self._location(origin, where)
-                sources[role] = DataSource(location, options.get("samples"), options.get("seed", DataSource.seed))
+                drawn = options.get("samples"), options.get("seed", DataSource.seed)
+                sources[role] = DataSource(location, *drawn, self._part(role, named, place))
         if "calibration" not in sources and "train" in sources:
-            sources["calibration"] = DataSource(sources["train"].location, CALIBRATION_SAMPLES)
+            sources["calibration"] = replace(sources["train"], samples=CALIBRATION_SAMPLES, seed=DataSource.seed)
         return sources
+
+    def _part(self, role: str, named: Mapping[str, Any], place: yaml.Place) -> tuple[float, float] | None:
+        """The part of all samples that a role has: its own, or that of the role which it is taken from."""
+        for _ in ROLES:
+            source = named.get(role)
+            if isinstance(source, dict) and "part" in source:
+                found: tuple[float, float] | None = self._quantity(_part, source["part"], (*place, role, "part"))
+                return found
+            role = str(source.get("from") if isinstance(source, dict) else source)
+        return None
 
     def _origin(self, role: str, named: Mapping[str, Any], place: yaml.Place) -> Any:
         """What a role's data is taken from in the end: `from` may name another role. None where a mistake is told."""
@@ -385,7 +426,7 @@ class _Reader:
                     (*where, name), unknown("stage", name, (*stages.STAGES, *sorted(_published("edgeopt.stages"))))
                 )
                 continue
-            if any(step.stage == name for step in steps):
+            if any(step.stage == name for step in steps) and not stages.repeats(name):
                 self._wrong((*where, name), f"the stage {name} is there twice: list its alternatives in one step")
             if steps and steps[-1].stage == "compile":
                 self._wrong((*where, name), f"{name} comes after compile: compile is the last step")
@@ -487,6 +528,15 @@ def _explain(detail: Any, kind: type[Options]) -> str:
 def _takes_list(kind: type[Options], name: str) -> bool:
     found = kind.model_fields.get(name)
     return found is not None and get_origin(found.annotation) in (list, tuple, set, frozenset)
+
+
+def _part(value: object) -> tuple[float, float]:
+    """(0.0, 0.8) for "first 80 %", (0.8, 1.0) for "last 20 %"."""
+    end, _, share = str(value).partition(" ")
+    fraction = units.parse_fraction(share) if end in ("first", "last") else 0.0
+    if not 0 < fraction < 1:
+        raise ValueError(f"{value!r} is no part of the samples: write it like 'first 80 %' or 'last 20 %'")
+    return (0.0, fraction) if end == "first" else (round(1 - fraction, 9), 1.0)
 
 
 def _published(group: str) -> set[str]:

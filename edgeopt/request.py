@@ -9,9 +9,10 @@ from typing import Any
 
 from edgeopt import catalog, yaml
 from edgeopt.errors import InputError
-from edgeopt.recipe import Recipe, resolve
+from edgeopt.recipe import CALIBRATION_SAMPLES, Recipe, resolve
 
 DEFAULT_LEVEL = "full"
+TRAINING_SHARE = 80  # % of the samples of --data, where a level trains
 
 
 def read_recipe(
@@ -22,6 +23,7 @@ def read_recipe(
     data: str | None,
     weights: str | None,
     budget: Sequence[str],
+    time: str | None = None,
     base: Path,
 ) -> Recipe:
     """A recipe file, or a model with a level; flags that are given go over what the file says."""
@@ -36,32 +38,44 @@ def read_recipe(
                     f"{flag} is for a model without a recipe",
                     remedy=f"Leave {flag} out, and change `{key}:` in {what}.",
                 )
-        document = _with_flags(yaml.load(Path(what)), target, _limits(budget))
+        document = _with_flags(yaml.load(Path(what)), {"target": target, "time": time}, _limits(budget))
         return resolve(document, base=Path(what).resolve().parent, name=Path(what).stem)
     shipped = catalog.level(level or DEFAULT_LEVEL)
     written: dict[str, Any] = {
         "model": what,
         "weights": weights,
-        "data": {"calibration": {"from": data, "samples": 300}, "validation": data} if data else None,
+        "data": _roles(data, trains=any("distill" in step for step in shipped["steps"])) if data else None,
         "steps": shipped["steps"],
         "target": target,
+        "time": time,
         "budget": {**shipped.get("budget", {}), **_limits(budget)} if data else _limits(budget),
     }
     written = {key: value for key, value in written.items() if value is not None}
     name = Path(what.rpartition(":")[0] or what).stem
-    flags = {(key,): f"--{key}" for key in ("weights", "data", "target", "budget")}
+    flags = {(key,): f"--{key}" for key in ("weights", "data", "target", "time", "budget")}
     document = yaml.Document("command line", written, flags=flags)
-    return resolve(document, base=base, name=name, backends_optional=True)
+    return resolve(document, base=base, name=name, of_a_level=True)
 
 
-def _with_flags(document: yaml.Document, target: str | None, limits: Mapping[str, str]) -> yaml.Document:
+def _roles(data: str, *, trains: bool) -> dict[str, Any]:
+    """What samples of unknown purpose are taken for. Those that train or calibrate a training never validate it."""
+    if not trains:
+        return {"calibration": {"from": data, "samples": CALIBRATION_SAMPLES}, "validation": data}
+    return {
+        "train": {"from": data, "part": f"first {TRAINING_SHARE} %"},
+        "validation": {"from": data, "part": f"last {100 - TRAINING_SHARE} %"},
+    }
+
+
+def _with_flags(document: yaml.Document, keys: Mapping[str, str | None], limits: Mapping[str, str]) -> yaml.Document:
     """A recipe's document in which options of the command line stand over what the file says."""
     if not isinstance(document.value, dict):
         return document
     value, flags = dict(document.value), dict(document.flags)
-    if target is not None:
-        value["target"] = target
-        flags["target",] = "--target"
+    for key, text in keys.items():
+        if text is not None:
+            value[key] = text
+            flags[key,] = f"--{key}"
     written = value.get("budget") or {}
     if limits and isinstance(written, dict):
         value["budget"] = {**written, **limits}

@@ -7,7 +7,7 @@ added, and `schema` says which edition it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from edgeopt.artifact import Artifact
 from edgeopt.bench.session import SessionResult
 from edgeopt.budget import Budget, Choice, Scored, choose, judge
-from edgeopt.errors import EdgeoptError
+from edgeopt.errors import EdgeoptError, NoTimeLeft
 from edgeopt.measurement import Comparison, Drop, Measurement
 from edgeopt.pipeline import Built, Prepared
 from edgeopt.plan import Candidate, Plan
@@ -65,6 +65,7 @@ class RunResult:
     `plan` is as it was run: its baseline may be another than the one planned. `builds` are by step, `qualities` (the
     store's entries, with outputs) and `logs` by candidate. `reused` says of each job whether it was there already.
     `sources` holds what decided the imported model ("import") and each set of samples ("data:<role>").
+    `found` is what was found by measuring before anything was trained, as JSON.
     """
 
     plan: Plan
@@ -79,6 +80,7 @@ class RunResult:
     warnings: Sequence[str]
     logs: Mapping[str, Path]
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    found: Sequence[Mapping[str, Any]] = ()
 
     def compare(self, a: str, b: str) -> Comparison | None:
         """Whether candidate b is faster than a; None where they never took turns."""
@@ -149,6 +151,9 @@ def document(result: RunResult, choice: Choice, run: str, times: Mapping[str, fl
             "of": len(result.reused),
             "measurements": result.session_reused,
         },
+        "search": [dict(found) for found in result.found],
+        "pruned": list(_pruned(result)),
+        "time_limit_seconds": plan.recipe.seconds,
         "warnings": list(result.warnings),
     }
 
@@ -217,17 +222,28 @@ def candidate_json(
     }
 
 
+def _pruned(result: RunResult) -> Iterator[dict[str, Any]]:
+    """What each pruning step did to each layer, and why it left others alone: what its stage tells."""
+    told = ("channels", "masked", "sparsity", "zeros", "zeros_of", "before", "after", "not_pruned", "note")
+    for step in result.plan.steps:
+        details = result.builds[step.id].artifact.details if step.id in result.builds else {}
+        if "not_pruned" in details:
+            way = "-".join(before.label for before in result.plan.lineage(step))
+            yield {"id": way, "step": step.id, **{key: details[key] for key in told if key in details}}
+
+
 def _skipped(name: str, reason: str) -> dict[str, Any]:
     return {"id": name, "status": "skipped", "reasons": [reason]}
 
 
 def _status(outcome: Outcome, choice: Choice) -> str:
     if outcome.error:
-        return "failed"
+        return "skipped" if isinstance(outcome.error, NoTimeLeft) else "failed"
     if outcome.candidate.id == choice.winner:
         return "chosen"
     return "outside" if outcome.candidate.id in choice.rejected else "inside"
 
 
 def _told(error: EdgeoptError) -> str:
-    return f"{error.where}: {error.message}" if error.where else error.message
+    told = f"{error.where}: {error.message}" if error.where else error.message
+    return f"{told}. {error.remedy}" if error.remedy else told

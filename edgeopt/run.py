@@ -13,9 +13,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from edgeopt import devices, evaluation, pipeline, plan, rundir
+from edgeopt import devices, evaluation, pipeline, plan, rundir, search
 from edgeopt.bench.session import SessionResult
-from edgeopt.errors import BudgetError, EdgeoptError, InputError, StageError
+from edgeopt.clock import Clock
+from edgeopt.errors import BudgetError, EdgeoptError, InputError, NoTimeLeft, StageError
 from edgeopt.pipeline import Built, Prepared, Workers
 from edgeopt.plan import IMPORT, Candidate, Plan
 from edgeopt.recipe import Recipe
@@ -33,6 +34,7 @@ def convert(recipe: Recipe, *, output: Path | None, remeasure: bool, display: Di
     candidate failed, or that none is inside, is in the document: see `exit_code`.
     """
     started = time.monotonic()
+    clock = Clock(recipe.seconds, recipe.time or "", recipe.measure.seconds)
     pipeline.check_inputs(recipe)
     made = plan.make(recipe)
     plan.without_missing_tools(made)
@@ -46,9 +48,16 @@ def convert(recipe: Recipe, *, output: Path | None, remeasure: bool, display: Di
     with rundir.reserved(output, recipe.name) as folder:
         store = Store(default_root())
         with store.in_use(), display:
-            work = _Work(made, store, target, device, display, remeasure)
+            workers = Workers(store, pipeline.limits_of(recipe), display, clock)
+            seconds, searched = {}, search.Resolved(recipe)
+            if made.searches():
+                with clock.part(search.TIME_SHARE):
+                    searched = search.resolve(made, store, workers, device, target, display, display.planned)
+                made = plan.make(searched.recipe, searched.left_out)
+                seconds = {"search": time.monotonic() - started}
+            work = _Work(made, store, workers, target, device, display, remeasure, searched)
             result = work.run()
-        times = {**result.seconds, "total": time.monotonic() - started}
+        times = {**seconds, **result.seconds, "total": time.monotonic() - started}
         choice = decide(result.outcomes, recipe.budget, result.compare)
         found = document(result, choice, str(folder.final), times)
         rundir.write(folder, found, result, target)
@@ -67,18 +76,27 @@ class _Work:
     """One run: builds and qualities as one graph of jobs, then the session."""
 
     def __init__(
-        self, made: Plan, store: Store, target: Target, device: devices.Device, display: Display, remeasure: bool
+        self,
+        made: Plan,
+        store: Store,
+        workers: Workers,
+        target: Target,
+        device: devices.Device,
+        display: Display,
+        remeasure: bool,
+        searched: search.Resolved,
     ) -> None:
         self.plan = made
         self.store = store
+        self.workers = workers
+        self.searched = searched
         self.target = target
         self.device = device
         self.display = display
         self.remeasure = remeasure
-        self.workers = Workers(store, pipeline.limits_of(made.recipe), display)
 
     def run(self) -> RunResult:
-        self.display.planned(self.plan)
+        self.display.planned(self.plan, self.plan.recipe.name)
         started = time.monotonic()
         results = self._build()
         built_at = time.monotonic()
@@ -119,6 +137,7 @@ class _Work:
             session_reused=session_reused,
             warnings=self._warnings(session, done),
             logs=logs,
+            found=[found.to_json() for found in self.searched.found],
             sources={
                 IMPORT: done[IMPORT].value.entry.inputs,
                 **{job: asdict(done[job].value) for job in done if job.startswith("data:")},
@@ -149,8 +168,9 @@ class _Work:
         untouched = [c.id for c in self.plan.candidates if c.untouched and c.id != self.plan.baseline]
         results: dict[str, Done | EdgeoptError] = {}
         while True:
-            jobs = pipeline.build_jobs(self.plan, self.store, self.workers, self.target)
-            jobs += evaluation.quality_jobs(self.plan, self.store, self.workers, self.device, self.target)
+            ranks = plan.ranks(self.plan, self.searched.promise) if self.plan.recipe.seconds else None
+            jobs = pipeline.build_jobs(self.plan, self.store, self.workers, self.target, ranks)
+            jobs += evaluation.quality_jobs(self.plan, self.store, self.workers, self.device, self.target, ranks)
             jobs = [_failing(job, e) if isinstance(e := results.get(job.id), EdgeoptError) else job for job in jobs]
             at_once = max(1, (self.device.machine().cores or 1))
             results = run_all(jobs, at_once=at_once, observer=self.display, stop=self.workers.stop)
@@ -169,7 +189,8 @@ class _Work:
         self, candidate: Candidate, errors: Mapping[str, EdgeoptError], session: SessionResult | None
     ) -> Path | None:
         """What was printed by the worker that a candidate failed in: the session's, or the last one that ran."""
-        if self._error(candidate, errors) is None:
+        error = self._error(candidate, errors)
+        if error is None or isinstance(error, NoTimeLeft):
             return None
         if session and candidate.id in errors:
             return session.outcomes[candidate.id].log
@@ -183,6 +204,11 @@ class _Work:
             count = done[f"data:{role}"].value.count
             if source.samples and count < source.samples:
                 told[f"{role} has {count} samples, {source.samples} were asked for"] = None
+        if (source := self.plan.data["validation"]).part:
+            count = done["data:validation"].value.count
+            told[
+                f"{Path(source.location).name} was split by chance: {count} of its samples are kept for validation"
+            ] = None
         if "validation" not in self.plan.recipe.data:
             told["there is no validation data: quality is taken on the data that calibrated"] = None
         for warning in _alike(session):

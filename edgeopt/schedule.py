@@ -39,7 +39,7 @@ class Done:
 class Job:
     """`run(values)` gets the values of `needs` by id, and of those of `hopes` that came about.
 
-    `fatal` jobs end everything when they fail.
+    `fatal` jobs end everything when they fail. Of the jobs that could begin, that of the lowest `rank` does.
     """
 
     id: str
@@ -47,6 +47,7 @@ class Job:
     run: Callable[[Mapping[str, Any]], Done]
     fatal: bool = False
     hopes: tuple[str, ...] = ()
+    rank: int = 0
 
 
 def run_all(
@@ -67,13 +68,16 @@ def run_all(
             ready = [job for job in waiting.values() if all(n in results for n in (*job.needs, *job.hopes))]
             if not ready and not running:
                 raise ValueError(f"jobs that can never run: {', '.join(waiting)}")
-            for job in ready:
-                del waiting[job.id]
+            for job in sorted(ready, key=lambda job: job.rank):
                 failed = next((r for need in job.needs if isinstance(r := results[need], EdgeoptError)), None)
                 if failed is not None:
+                    del waiting[job.id]
                     results[job.id] = failed
                     observer.failed(job.id, failed)
                     continue
+                if len(running) == at_once:
+                    continue
+                del waiting[job.id]
                 values = {n: done.value for n in (*job.needs, *job.hopes) if isinstance(done := results[n], Done)}
                 running[pool.submit(_run, job, values, observer)] = job
             if not running:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt import backends, catalog, stages, units
+from edgeopt import backends, catalog, units, yaml
 from edgeopt.budget import QUANTITIES
 from edgeopt.errors import InputError, RecipeError
+from edgeopt.recipe import resolve
 from edgeopt.target import Target
 
 TARGETS = [entry.name for entry in catalog.targets()]
@@ -113,18 +114,13 @@ def test_mistakes_of_a_mapping_are_told_at_its_place() -> None:
 
 
 def test_the_levels_are_those_that_have_stages() -> None:
-    assert LEVELS == ["compilation", "full", "none", "quantization"]
+    assert LEVELS == ["compilation", "distillation", "full", "none", "pruning", "quantization"]
 
 
 @pytest.mark.parametrize("name", LEVELS)
-def test_each_alternative_of_a_level_is_one_that_its_stage_takes(name: str) -> None:
-    for step in catalog.level(name)["steps"]:
-        for stage, alternatives in step.items():
-            choices = stages.find(stage).choices()
-            for alternative in alternatives:
-                options = alternative if isinstance(alternative, dict) else {alternative: {}}
-                for choice, given in options.items():
-                    choices[choice].model_validate(given)
+def test_each_level_has_the_steps_of_a_recipe(name: str) -> None:
+    written = {"model": "a.onnx", "steps": catalog.level(name)["steps"]}
+    assert resolve(yaml.Document("level", written), base=Path("/"), name=name).steps
 
 
 @pytest.mark.parametrize("name", LEVELS)

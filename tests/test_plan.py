@@ -248,3 +248,31 @@ def test_the_key_changes_with_the_options() -> None:
 def test_a_default_that_is_written_out_changes_no_key() -> None:
     written = planned(FULL.replace("[none, int8,", "[none, {int8: {bias_correction: full}},"))
     assert key(written, "import/quantize=int8") == key(planned(FULL), "import/quantize=int8")
+
+
+def test_where_time_is_short_the_cheap_come_first_and_then_what_promises_most() -> None:
+    made = planned("""
+        model: a
+        data: {train: t.npz}
+        steps:
+          - prune: [none, {channels: [25 %, 50 %]}]
+          - distill: [none, {epochs: 1}]
+          - quantize: [none, int8]
+          - compile: [onnxruntime, openvino]
+    """)
+    ranks = plan.ranks(made, ("prune50", "prune25"))
+    order = sorted((candidate.id for candidate in made.candidates), key=lambda name: ranks[name])
+    assert order[0] == made.baseline == "onnxruntime"
+    assert order[1] == "openvino"
+    assert set(order[2:4]) == {"int8-onnxruntime", "int8-openvino"}
+    assert {name.partition("-")[0] for name in order[4:8]} == {"prune50"}
+    assert {name.partition("-")[0] for name in order[8:12]} == {"prune25"}
+    assert all("distill1" in name for name in order[12:])
+    assert {name.partition("-")[0] for name in order[12:16]} == {"prune50"}
+
+
+def test_a_step_is_as_urgent_as_the_most_urgent_candidate_behind_it() -> None:
+    made = planned(FULL)
+    ranks = plan.ranks(made, ())
+    for step in made.steps:
+        assert ranks[step.id] == min(ranks[candidate.id] for candidate in made.below(step.id))

@@ -211,3 +211,25 @@ def test_what_was_there_already_took_no_time() -> None:
 def test_jobs_that_can_never_run_are_a_bug_and_not_a_hang(jobs: list[Job]) -> None:
     with pytest.raises(ValueError, match="can never run: a"):
         run_all(jobs, at_once=1, observer=Told(), stop=lambda: None)
+
+
+def test_of_the_jobs_that_could_begin_that_of_the_lowest_rank_does() -> None:
+    told = Told()
+    run([job("a", rank=3), job("b", rank=1), job("c", "b", rank=2), job("d", "a", rank=0)], told, at_once=1)
+    assert told.of("started") == ["b", "c", "a", "d"]
+
+
+def test_no_more_jobs_run_at_once_than_were_allowed() -> None:
+    running, most = set(), []
+
+    def busy(name: str) -> Callable[[Mapping[str, Any]], None]:
+        def run(_: Mapping[str, Any]) -> None:
+            running.add(name)
+            most.append(len(running))
+            time.sleep(0.01)
+            running.remove(name)
+
+        return run
+
+    run([job(name, run=busy(name)) for name in "abcdefgh"], at_once=3)
+    assert max(most) == 3

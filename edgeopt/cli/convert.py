@@ -11,9 +11,14 @@ from edgeopt.cli import Json, console, print_json
 
 
 def convert(
-    what: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe (.yaml), or a model with --level.")],
+    what: Annotated[
+        str | None, typer.Argument(metavar="RECIPE|MODEL", help="A recipe (.yaml), or a model with --level.")
+    ] = None,
     level: Annotated[
-        str | None, typer.Option(help="For a model: none, compilation, quantization or full.", show_default="full")
+        str | None,
+        typer.Option(
+            help="For a model: none, compilation, quantization, pruning, distillation or full.", show_default="full"
+        ),
     ] = None,
     target: Annotated[str | None, typer.Option(help="A target's name or .yaml file.", show_default="host")] = None,
     data: Annotated[str | None, typer.Option(help="For a model: samples (.npz, .npy or file.py:function).")] = None,
@@ -22,8 +27,15 @@ def convert(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The run's folder, new or empty.", show_default="runs/NAME-N")
     ] = None,
+    time: Annotated[
+        str | None, typer.Option(help='A limit on the whole run, such as "10m": the most promising first.')
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; build and measure nothing.")] = False,
     remeasure: Annotated[bool, typer.Option("--remeasure", help="Measure again what was measured before.")] = False,
+    reproduce: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN.JSON", help="Do that run again, built anew, and compare the digest of every step."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
     as_json: Json = False,
 ) -> int:
@@ -34,20 +46,29 @@ def convert(
     \b
     Exit codes: 0 inside the budgets, 2 wrong input, 3 no candidate inside the
     budgets, 4 every candidate failed, 5 a library is missing, 6 the target
-    cannot be reached, 130 interrupted.
+    cannot be reached, 7 not reproduced, 130 interrupted.
 
     \b
     Examples:
       edgeopt convert recipes/fashion-mnist.yaml
       edgeopt convert recipes/fashion-mnist.yaml --dry-run
+      edgeopt convert recipes/fashion-mnist-full.yaml --time 10m
       edgeopt convert model.onnx --level quantization --data samples.npz \\
           --budget "latency p95=5 ms"
     """
     from edgeopt import dryrun, request, run
+    from edgeopt.errors import InputError
     from edgeopt.report.live import display
 
+    if reproduce is not None:
+        given = (what, level, target, data, weights, budget, time, dry_run or None)
+        if any(one is not None for one in given):
+            raise InputError("--reproduce takes all from the run.json: only --output, --quiet and --json go with it")
+        return _reproduce(reproduce, output, quiet=quiet, as_json=as_json)
+    if what is None:
+        raise InputError("missing argument 'RECIPE|MODEL'", remedy="edgeopt convert -h tells what may be written here.")
     recipe = request.read_recipe(
-        what, level=level, target=target, data=data, weights=weights, budget=budget or (), base=Path.cwd()
+        what, level=level, target=target, data=data, weights=weights, budget=budget or (), time=time, base=Path.cwd()
     )
     if dry_run:
         found = dryrun.examine(recipe)
@@ -64,3 +85,19 @@ def convert(
 
         print_result(document, console())
     return run.exit_code(document)
+
+
+def _reproduce(lock: Path, output: Path | None, *, quiet: bool, as_json: bool) -> int:
+    from edgeopt import reproduce
+    from edgeopt.report.live import display
+
+    told = reproduce.read(lock)
+    recipe = reproduce.recipe_of(told)
+    if not quiet and not as_json:
+        reproduce.print_differences(reproduce.surroundings(told, recipe), console())
+    document = reproduce.reproduce(told, recipe, output=output, display=display(quiet=quiet or as_json))
+    if as_json:
+        print_json(document)
+    elif not quiet:
+        reproduce.print_document(document, console())
+    return int(document["exit_code"])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgeopt import units
 from edgeopt.budget import QUANTITIES
 from edgeopt.text import plain
+
+SHOWN = 4  # layers by name, of those that a line is about
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,9 @@ class Row:
 
 
 def rows_of(document: Mapping[str, Any]) -> tuple[Row, ...]:
-    """Rows in the order a person reads them: baseline, winner, fallbacks by rank, outside, failed."""
+    """Rows in the order a person reads them: baseline, winner, fallbacks by rank, outside, failed, skipped."""
     order = {name: rank for rank, name in enumerate([document["winner"], *document["fallbacks"]])}
-    kinds = ("chosen", "inside", "outside", "failed")
+    kinds = ("chosen", "inside", "outside", "failed", "skipped")
 
     def place(candidate: Mapping[str, Any]) -> tuple[Any, ...]:
         latency = _value(candidate, "p50")
@@ -62,19 +64,49 @@ def rows_of(document: Mapping[str, Any]) -> tuple[Row, ...]:
         )
 
     baseline = next((c for c in document["candidates"] if c["id"] == document["baseline"]), None)
-    built = [candidate for candidate in document["candidates"] if candidate["status"] != "skipped"]
-    return tuple(_row(candidate, document, baseline) for candidate in sorted(built, key=place))
+    planned = [candidate for candidate in document["candidates"] if _was_planned(candidate)]
+    return tuple(_row(candidate, document, baseline) for candidate in sorted(planned, key=place))
 
 
 def left_out_lines(document: Mapping[str, Any]) -> list[str]:
     """The combinations that were not built, and why."""
-    skipped = [candidate for candidate in document["candidates"] if candidate["status"] == "skipped"]
+    skipped = [candidate for candidate in document["candidates"] if not _was_planned(candidate)]
     return [plain(f"{candidate['id']} left out: {'; '.join(candidate['reasons'])}") for candidate in skipped]
+
+
+def pruned_lines(document: Mapping[str, Any]) -> list[str]:
+    """What each pruning step removed, and the layers that it left alone with the reason."""
+    return [plain(". ".join(_pruned(found))) for found in document.get("pruned", [])]
+
+
+def _pruned(found: Mapping[str, Any]) -> Iterator[str]:
+    if "masked" in found:
+        share = units.format_fraction(found["zeros"] / found["zeros_of"])
+        yield f"{found['id']}: {share} of the weights are zero in {len(found['sparsity'])} layers; {found['note']}"
+    else:
+        widths = found.get("channels", {})
+        fewer = {name: pair for name, pair in widths.items() if pair[0] != pair[1]}
+        shown = [f"{name} {before} to {after}" for name, (before, after) in list(fewer.items())[:SHOWN]]
+        more = f" and {len(fewer) - SHOWN} more" if len(fewer) > SHOWN else ""
+        told = f"fewer channels in {len(fewer)} of {len(widths)} layers ({', '.join(shown)}{more})"
+        yield f"{found['id']}: {told if fewer else 'no layer has fewer channels'}"
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in found["not_pruned"].items():
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        yield f"Not pruned: {', '.join(names[:SHOWN])}{more}: {reason}"
+
+
+def _was_planned(candidate: Mapping[str, Any]) -> bool:
+    """Whether it was to be built: what was left out has no steps."""
+    return "steps" in candidate
 
 
 def summary_of(document: Mapping[str, Any]) -> list[str]:
     """The verdict in words, ties, how near each came that is outside, warnings, the time spent."""
     lines = [f"{'Winner: ' + document['winner'] if document['winner'] else 'No winner'}: {document['why']}."]
+    lines += [f"{found['label']}: {found['why']}." for found in document.get("search", [])]
     for candidate in document["candidates"]:
         if candidate["status"] in ("outside", "failed"):
             nearest = " (nearest)" if candidate["id"] == document["nearest"] else ""
@@ -171,6 +203,8 @@ def _verdict(candidate: Mapping[str, Any], document: Mapping[str, Any]) -> str:
         told = f"baseline, {told}"
     if name in document["ties"]:
         told += ", tie"
+    if status == "skipped":
+        return f"{told}: {candidate['reasons'][0].partition('. ')[0]}"
     if status == "outside":
         broken = [judged["quantity"] for judged in candidate["budget"] if not judged["passed"]]
         return f"{told}: {', '.join(broken)}"

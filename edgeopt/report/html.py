@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from edgeopt.report.cells import COLUMNS, budget_lines, left_out_lines, rows_of, summary_of
+from edgeopt.report.cells import COLUMNS, budget_lines, left_out_lines, pruned_lines, rows_of, summary_of
 from edgeopt.text import plain
 
 STYLE = """
@@ -22,6 +22,7 @@ td.verdict { white-space: normal; min-width: 14rem; }
 tr.baseline td { border-bottom-width: 3px; }
 tr.chosen { color: var(--good); font-weight: 600; }
 tr.outside, tr.failed { color: var(--bad); }
+tr.skipped { opacity: .6; }
 """
 
 
@@ -35,6 +36,7 @@ def render(document: Mapping[str, Any]) -> str:
         body.append(f'<tr class="{row.status}{" baseline" if row.baseline else ""}">{cells}</tr>')
     told = "".join(f"<p>{escape(line)}</p>" for line in summary_of(document))
     left_out = "".join(f"<li>{escape(line)}</li>" for line in left_out_lines(document))
+    pruned = "".join(f"<li>{escape(line)}</li>" for line in pruned_lines(document))
     limits = "".join(f"<li>{escape(line)}</li>" for line in budget_lines(document))
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -42,6 +44,7 @@ def render(document: Mapping[str, Any]) -> str:
         f"<style>{STYLE}</style></head><body><h1>{title}</h1>{told}"
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
         f"{f'<ul>{left_out}</ul>' if left_out else ''}"
+        f"{f'<h2>Pruned</h2><ul>{pruned}</ul>' if pruned else ''}"
         f"{f'<h2>Budgets</h2><ul>{limits}</ul>' if limits else ''}</body></html>\n"
     )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgeopt.errors import EdgeoptError
+from edgeopt.errors import EdgeoptError, NoTimeLeft
 from edgeopt.plan import IMPORT, Plan, PlanStep
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Display(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def planned(self, plan: Plan) -> None: ...
+    def planned(self, plan: Plan, title: str) -> None: ...
 
     def started(self, job: str) -> None: ...
 
@@ -56,7 +56,7 @@ class Silent:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def planned(self, plan: Plan) -> None:
+    def planned(self, plan: Plan, title: str) -> None:
         pass
 
     def started(self, job: str) -> None:
@@ -91,6 +91,7 @@ class Tree:
         from rich.live import Live
 
         self._plan: Plan | None = None
+        self._title = ""
         self._states: dict[str, State] = {}
         self._lock = threading.Lock()
         console = Console(stderr=True)
@@ -105,8 +106,9 @@ class Tree:
     ) -> None:
         self._live.__exit__(kind, error, trace)
 
-    def planned(self, plan: Plan) -> None:
-        self._plan = plan
+    def planned(self, plan: Plan, title: str) -> None:
+        with self._lock:
+            self._plan, self._title, self._states = plan, title, {}
 
     def started(self, job: str) -> None:
         with self._lock:
@@ -123,7 +125,8 @@ class Tree:
 
     def failed(self, job: str, error: EdgeoptError) -> None:
         with self._lock:
-            self._states[job] = State("failed", text=error.message.splitlines()[0])
+            state = "skipped" if isinstance(error, NoTimeLeft) else "failed"
+            self._states[job] = State(state, text=error.message.splitlines()[0])
 
     def _render(self) -> RenderableType:
         from rich.console import Group
@@ -134,7 +137,7 @@ class Tree:
             return Text("planning")
         with self._lock:
             states = dict(self._states)
-        root = RichTree(_line(self._plan.recipe.name, states.get(IMPORT)), guide_style="dim")
+        root = RichTree(_line(self._title, states.get(IMPORT)), guide_style="dim")
         for role in self._plan.data:
             if (state := states.get(f"data:{role}")) and state.state == "running":
                 root.add(_line(f"data: {role}", state))
@@ -153,7 +156,7 @@ class Tree:
         assert self._plan is not None
         candidate = next((c.id for c in self._plan.candidates if c.step == step.id), None)
         quality = states.get(f"quality:{candidate}")
-        return quality if quality and quality.state in ("running", "failed") else states.get(step.id)
+        return quality if quality and quality.state in ("running", "failed", "skipped") else states.get(step.id)
 
 
 def _line(name: str, state: State | None) -> RenderableType:
@@ -167,6 +170,7 @@ def _line(name: str, state: State | None) -> RenderableType:
         "reused": ("✓", "green"),
         "done": ("✓", "green"),
         "failed": ("✗", "red"),
+        "skipped": ("–", "dim"),
     }[state.state if state else None]
     line.append(f"{mark} ", style=style)
     line.append(name, style="" if state else "dim")
@@ -178,8 +182,8 @@ def _line(name: str, state: State | None) -> RenderableType:
         line.append("  reused", style="dim")
     elif state.state == "done":
         line.append(f"  {state.seconds:.1f} s", style="dim")
-    elif state.state == "failed":
-        line.append(f"  {state.text}", style="red")
+    elif state.state in ("failed", "skipped"):
+        line.append(f"  {state.text}", style=style)
     return line
 
 

@@ -18,7 +18,7 @@ LEFT_OUT_FIRST = ("sqnr", "fidelity", "memory", "smaller", "p95", "drop", "quali
 GAP = 2  # between columns
 VERDICT_WIDTH = 18
 
-_STYLES = {"chosen": "bold green", "inside": "", "outside": "yellow", "failed": "red"}
+_STYLES = {"chosen": "bold green", "inside": "", "outside": "yellow", "failed": "red", "skipped": "dim"}
 
 
 def print_result(document: Mapping[str, Any], console: Console) -> None:
