@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MANIFEST = "edgeopt.json"
 GOLDEN = "golden.npz"
 SCHEMA = 1
+AGAIN = "Copy the bundle here again, whole."
 # How far an output may be from the expected one, as a fraction of the largest expected magnitude. Kernels of another
 # instruction set round differently; one step of an 8-bit tensor is 1/255 of its range, and steps add up over layers.
 TOLERANCES: Mapping[str, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 5e-2, "int8": 1e-1}
@@ -71,7 +72,7 @@ class Bundle:
                 outputs = {name: arrays[f"output-{index}"] for index, name in enumerate(self.golden_outputs)}
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise CorruptArtifact(
-                f"the golden samples cannot be read: {error}", where=str(self.folder / GOLDEN)
+                f"the golden samples cannot be read: {error}", where=str(self.folder / GOLDEN), remedy=AGAIN
             ) from error
         return inputs, outputs
 
@@ -195,14 +196,15 @@ def read_bundle(folder: Path) -> Bundle:
         stated = manifest["artifact"]["digest"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptArtifact(
-            f"not a manifest of a bundle: {type(error).__name__}: {error}", where=str(path)
+            f"not a manifest of a bundle: {type(error).__name__}: {error}", where=str(path), remedy=AGAIN
         ) from error
     if artifact.main not in {entry.path for entry in artifact.files}:
-        raise CorruptArtifact(f"the main file {artifact.main} is not among the files", where=str(path))
+        raise CorruptArtifact(f"the main file {artifact.main} is not among the files", where=str(path), remedy=AGAIN)
     for name, sha256, size_bytes in files:
         _verify(folder, name, sha256, size_bytes)
     if artifact.digest != stated:
-        raise CorruptArtifact("the artifact's digest does not fit its files and settings", where=str(path))
+        told = "the artifact's digest does not fit its files and settings"
+        raise CorruptArtifact(told, where=str(path), remedy=AGAIN)
     return bundle
 
 
@@ -260,7 +262,8 @@ def _inside(folder: Path, name: str) -> Path:
     """The path of a file below `folder`. Raises CorruptArtifact for a name that leads out of it."""
     pure = PurePosixPath(name)
     if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or ":" in pure.parts[0]:
-        raise CorruptArtifact(f"the file name {name!r} leads out of the bundle", where=str(folder / MANIFEST))
+        told = f"the file name {name!r} leads out of the bundle"
+        raise CorruptArtifact(told, where=str(folder / MANIFEST), remedy=AGAIN)
     return folder / pure
 
 
@@ -270,13 +273,14 @@ def _verify(folder: Path, name: str, sha256: str, size_bytes: int) -> None:
         if part == folder:
             break
         if part.is_symlink():
-            raise CorruptArtifact("a link, where a bundle holds only files", where=str(part))
+            raise CorruptArtifact("a link, where a bundle holds only files", where=str(part), remedy=AGAIN)
     if not path.is_file():
-        raise CorruptArtifact("the file is missing", where=str(path))
+        raise CorruptArtifact("the file is missing", where=str(path), remedy=AGAIN)
     if path.stat().st_size != size_bytes:
-        raise CorruptArtifact(f"the file has {path.stat().st_size} bytes, not {size_bytes}", where=str(path))
+        told = f"the file has {path.stat().st_size} bytes, not {size_bytes}"
+        raise CorruptArtifact(told, where=str(path), remedy=AGAIN)
     if sha256_of_file(path) != sha256:
-        raise CorruptArtifact("the file is not what its sha256 says", where=str(path))
+        raise CorruptArtifact("the file is not what its sha256 says", where=str(path), remedy=AGAIN)
 
 
 def _write_golden(path: Path, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:

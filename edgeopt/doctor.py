@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,41 +17,18 @@ from typing import Any
 import edgeopt
 from edgeopt import backends, stages, store
 from edgeopt.bench import machine
-from edgeopt.errors import EdgeoptError, WorkerCrashed
+from edgeopt.errors import EdgeoptError
+from edgeopt.kit import usable
+from edgeopt.kit.usable import IMPORT_SECONDS, Backend
 from edgeopt.measurement import Machine
-from edgeopt.worker import Limits, Worker
 
 SCHEMA = 1
-IMPORT_SECONDS = 60.0
 PROGRAMS: dict[str, str] = {
     "edgetpu_compiler": "compiles TFLite models for the Coral Edge TPU",
     "trtexec": "builds and measures TensorRT engines",
     "adb": "reaches Android devices",
     "ssh": "reaches other devices",
 }
-
-
-@dataclass(frozen=True)
-class Backend:
-    """A backend. `missing` names what is not installed, `install` the command that brings it, `reason` what went wrong
-    where all is installed and still it does not load. `devices` maps what the runtime can use to its capabilities."""
-
-    usable: bool
-    version: str | None = None
-    missing: str | None = None
-    install: str | None = None
-    reason: str | None = None
-    devices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "usable": self.usable,
-            "version": self.version,
-            "missing": self.missing,
-            "install": self.install,
-            "reason": self.reason,
-            "devices": {name: list(capabilities) for name, capabilities in self.devices.items()},
-        }
 
 
 @dataclass(frozen=True)
@@ -115,8 +91,7 @@ class Report:
 
 def examine() -> Report:
     """Look at everything. Takes as long as the slowest backend's import, `IMPORT_SECONDS` at the most."""
-    published = importlib.metadata.entry_points(group="edgeopt.backends")
-    names = tuple(dict.fromkeys([*backends.names(), *(entry.name for entry in published)]))
+    names = usable.names()
     with ThreadPoolExecutor(len(names)) as pool:
         probed = dict(zip(names, pool.map(backend, names)))
     cache = store.default_root()
@@ -132,22 +107,8 @@ def examine() -> Report:
 
 
 def backend(name: str) -> Backend:
-    """Import one backend's runtime in a worker. A crash, a hang or an error of the import is told as the `reason`."""
-    known: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="edgeopt-doctor-") as folder:
-        log = Path(folder) / "log"
-        try:
-            with Worker(
-                "edgeopt.backends.probe:probe", {"backend": name}, log=log, limits=Limits(seconds=IMPORT_SECONDS)
-            ) as worker:
-                known = worker.receive()
-                devices = worker.result()["devices"]
-        except WorkerCrashed as error:
-            return Backend(False, **known, reason=" ".join([error.message, *_last_line(log)]))
-        except EdgeoptError as error:
-            return Backend(False, **known, reason=error.message)
-    usable = known["missing"] is None
-    return Backend(usable, **known, devices={device: tuple(able) for device, able in devices.items()})
+    """Import one backend's runtime in a worker: `edgeopt.kit.usable.backend`."""
+    return usable.backend(name, IMPORT_SECONDS)
 
 
 def steps() -> Iterator[tuple[str, Step]]:
@@ -175,10 +136,3 @@ def free_bytes(folder: Path) -> int | None:
         if place.exists():
             return shutil.disk_usage(place).free
     return None
-
-
-def _last_line(log: Path) -> list[str]:
-    """What the dying process said last, in parentheses; the traceback that Python's faulthandler adds is left out."""
-    text = log.read_text(errors="replace") if log.exists() else ""
-    said = [line.strip() for line in text.split("Fatal Python error")[0].splitlines() if line.strip()]
-    return [f"({said[-1][:200]})"] if said else []

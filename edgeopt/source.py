@@ -40,7 +40,7 @@ class UserFunction:
             raise
         except (Exception, SystemExit) as error:
             name = self.location.rpartition(":")[2]
-            raise _raised(error, f"the {self.what} {name}", self.location) from error
+            raise _raised(error, f"the {self.what} {name}", self.location, len(args)) from error
         return result, _sources(self.loaded_before)
 
 
@@ -77,7 +77,8 @@ def _import_file(path: Path) -> ModuleType:
     folder = str(path.parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    taken = path.stem in sys.modules or path.stem in sys.stdlib_module_names
+    standard = getattr(sys, "stdlib_module_names", ())  # Python 3.9 does not tell
+    taken = path.stem in sys.modules or path.stem in standard
     name = f"edgeopt_user_{path.stem}" if taken else path.stem
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -88,7 +89,7 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _raised(error: BaseException, what: str, place: str) -> InputError:
+def _raised(error: BaseException, what: str, place: str, arguments: int = 0) -> InputError:
     """The user's own frame nearest to the error, else `place`, and its text."""
     if isinstance(error, SyntaxError) and error.filename:
         return InputError(
@@ -101,7 +102,8 @@ def _raised(error: BaseException, what: str, place: str) -> InputError:
     text = str(error).strip().splitlines()
     return InputError(
         f"{place}: {what} raised {type(error).__name__}" + (f": {text[0][:200]}" if text else ""),
-        remedy="Mend that code: edgeopt runs it as it is, and calls the function without arguments.",
+        remedy="Mend that code: edgeopt runs it as it is, and calls the function "
+        + (f"with {arguments} arguments." if arguments else "without arguments."),
     )
 
 

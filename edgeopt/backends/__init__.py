@@ -103,10 +103,10 @@ def status(name: str) -> Status:
     backend = find(name)
     for module in backend.IMPORTS:
         try:
-            found = importlib.util.find_spec(module) is not None
+            spec = importlib.util.find_spec(module)
         except ModuleNotFoundError:
-            found = False
-        if not found:
+            spec = None
+        if spec is None or spec.origin is None:  # a mere folder of that name is a package without an origin
             return Status(False, None, missing=module, install=f"pip install {backend.DISTRIBUTION}")
     return Status(True, version(backend.DISTRIBUTION))
 

@@ -22,6 +22,7 @@ DISTRIBUTION = "onnxruntime"
 IMPORTS = ("onnxruntime",)
 
 ERRORS_ONLY = 3
+FOLD_WEIGHTS = ("session.disable_quant_qdq", "1")  # each DequantizeLinear is an operator like any other, and folded
 _MISSING_OPERATOR = (
     re.compile(r"Could not find an implementation for (\w+)\("),
     re.compile(r"No Op registered for (\w+) with domain_version"),
@@ -31,14 +32,19 @@ _DTYPES = {"float": "float32", "double": "float64"}  # where onnxruntime's name 
 
 
 def load(main: Path, runtime: Mapping[str, Any], threads: int) -> OnnxRuntimeSession:
-    """The session of the file `main` with `threads` intra-op threads. `runtime` must be empty."""
+    """The session of the file `main` with `threads` intra-op threads.
+
+    `runtime` may hold "fold_weights": True, for files whose weights alone are quantized: they are dequantized once, as
+    the file is loaded. Left to itself onnxruntime would do so at every run, or quantize activations too.
+    """
     try:
         import onnxruntime
     except ImportError as error:
         message = f"the backend onnxruntime cannot be loaded: {error}"
         raise MissingDependency(message, remedy=f"pip install {DISTRIBUTION}") from error
-    if runtime:
-        raise InputError(f"the backend onnxruntime has no runtime setting {', '.join(sorted(runtime))}")
+    unknown = sorted(set(runtime) - {"fold_weights"})
+    if unknown:
+        raise InputError(f"the backend onnxruntime has no runtime setting {', '.join(unknown)}")
     from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
     options = onnxruntime.SessionOptions()
@@ -47,6 +53,8 @@ def load(main: Path, runtime: Mapping[str, Any], threads: int) -> OnnxRuntimeSes
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = ERRORS_ONLY
+    if runtime.get("fold_weights"):
+        options.add_session_config_entry(*FOLD_WEIGHTS)
     try:
         session = onnxruntime.InferenceSession(str(main), options, providers=["CPUExecutionProvider"])
     except (ort.NoSuchFile, ort.InvalidProtobuf, ort.InvalidArgument) as error:

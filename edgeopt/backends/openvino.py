@@ -24,6 +24,7 @@ DISTRIBUTION = "openvino"
 IMPORTS = ("openvino",)
 
 DEVICE = "CPU"
+DYNAMIC = "dynamic_quantization_group_size"
 PRECISIONS = {"f32": None, "bf16": "BF16", "f16": "FP16"}  # to the capability that the device must have
 Shapes = Tuple[Tuple[int, Tuple[int, ...]], ...]  # the index of an input and its shape
 _MISSING_OPERATOR = (
@@ -49,10 +50,12 @@ def load(main: Path, runtime: Mapping[str, Any], threads: int) -> OpenVinoSessio
     """The session of the file `main` (.xml, its .bin beside it) with `threads` threads in one stream.
 
     `runtime` may hold "precision": "f32" (which it is where nothing is said), "bf16" or "f16". Raises StageError where
-    the CPU lacks that precision: OpenVINO would quietly compute in another.
+    the CPU lacks that precision: OpenVINO would quietly compute in another. "dynamic_quantization_group_size" is for
+    files whose weights alone are quantized: how many activations share a scale that is found at run time, 0 where
+    activations stay as they are (OpenVINO's own default quantizes them).
     """
     openvino = runtime_module()
-    unknown = sorted(set(runtime) - {"precision"})
+    unknown = sorted(set(runtime) - {"precision", DYNAMIC})
     precision = runtime.get("precision", "f32")
     if unknown or precision not in PRECISIONS:
         raise InputError(f"the backend openvino has no runtime setting {', '.join(unknown) or precision}")
@@ -72,6 +75,7 @@ def load(main: Path, runtime: Mapping[str, Any], threads: int) -> OpenVinoSessio
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": precision,
+        **({DYNAMIC.upper(): runtime[DYNAMIC]} if DYNAMIC in runtime else {}),
     }
 
     def compile_for(shapes: Optional[Shapes]) -> Any:

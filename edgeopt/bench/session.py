@@ -50,7 +50,8 @@ class Candidate:
     """What to measure: the file `main` below `folder`, opened by `backend` with the settings `runtime`.
 
     `inputs` are the artifact's, `python` the interpreter to run it in, None for this one. `limits.seconds` is for
-    loading and warming up, and again for each block; `limits.memory_bytes` for the whole process.
+    loading and warming up, and again for each block; `limits.memory_bytes` for the whole process. `samples` is its own
+    folder of samples, None for the session's.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Candidate:
     python: Optional[str] = None
     limits: Limits = DEFAULT_LIMITS
     env: Mapping[str, str] = field(default_factory=dict)
+    samples: Optional[Path] = None
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,7 @@ class _Session:
             "runtime": dict(candidate.runtime),
             "threads": candidate.threads,
             "inputs": [spec.to_json() for spec in candidate.inputs],
-            "samples": str(self._options.samples),
+            "samples": str(candidate.samples or self._options.samples),
             "feeds": self._options.feeds,
             "warm_up_ns": self._options.warm_up_ns,
         }
