@@ -15,7 +15,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeopt import __version__
-from edgeopt.cli import cache, convert, doctor, inspect, print_json, recipes, targets
+from edgeopt.cli import (
+    baseline,
+    bench,
+    cache,
+    check,
+    convert,
+    device_kit,
+    doctor,
+    inspect,
+    print_json,
+    recipe,
+    recipes,
+    schema,
+    sensitivity,
+    targets,
+)
 from edgeopt.errors import EdgeoptError, InputError, Interrupted
 from edgeopt.text import plain
 
@@ -49,10 +64,18 @@ def _options(
 
 
 app.command(short_help="Find the best artifact of a model.")(convert.convert)
+app.command(short_help="Prove and measure bundles and models here.")(bench.bench)
+app.command(short_help="Check a run: budgets, regressions.")(check.check)
+app.command(short_help="Keep a run's numbers to check others.")(baseline.baseline)
 app.command(short_help="Tell what a model is.")(inspect.inspect)
+app.command(short_help="Tell which layers lose most in 8 bits.")(sensitivity.sensitivity)
 app.command(short_help="Tell what is usable on this machine.")(doctor.doctor)
+app.command("device-kit", short_help="Write the part that measures on a device.")(device_kit.device_kit)
+app.command(short_help="Print a JSON Schema.")(schema.schema)
 app.add_typer(cache.app, name="cache")
+recipes.app.command("check")(recipe.check)
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(recipe.app, name="recipe", hidden=True)  # as one says it of one file
 app.add_typer(targets.app, name="targets")
 
 

@@ -78,10 +78,11 @@ class MadeBy:
 class Artifact:
     """A model in one format, as files in one folder.
 
-    `main` is the file that a backend opens. `precision` is what it computes in: fp32, fp16, bf16 or int8. `runtime` is
-    what the backend must set when it loads the files, such as {"precision": "bf16"}. `built_for` is the fingerprint of
-    the target that it is tied to, None where it is portable. `details` holds what the stage has to tell: parameters,
-    multiply-accumulates, operators left in float.
+    `main` is the file that a backend opens. `precision` is what it computes in: fp32, fp16, bf16 or int8; int8-weights
+    and int4-weights where weights alone are quantized, int8-dynamic and int4-dynamic where activations are too, at run
+    time. `runtime` is what the backend must set when it loads the files, such as {"precision": "bf16"}. `built_for` is
+    the fingerprint of the target that it is tied to, None where it is portable. `details` holds what the stage has to
+    tell: parameters, multiply-accumulates, operators left in float.
     """
 
     format: str

@@ -8,8 +8,11 @@
     |   +-- WorkerCrashed       4    the process died: a signal, no memory left, past its time limit
     |   +-- UnsupportedOperator 4    the backend lacks operators of this model
     |   +-- CorruptArtifact     4    the files are not what their manifest says
+    |   +-- NoTimeLeft          4    the run's time limit came first: its candidates are skipped, not failed
     +-- MissingDependency       5    a library or tool is not installed
     +-- TargetUnreachable       6    the device does not answer
+    +-- RegressionError         7    worse than the baseline (`check`), or other bytes than before (`--reproduce`)
+    +-- UnlikeMachines          8    measured on another kind of machine than what it is compared with
     +-- Interrupted             130  Ctrl-C
 
 An error says what is wrong, where, and the likely remedy, in at most five lines. It travels between processes as JSON.
@@ -91,6 +94,10 @@ class CorruptArtifact(StageError):
     """Files differ from the digests in their manifest."""
 
 
+class NoTimeLeft(StageError):
+    """Not begun, or broken off, because of the run's time limit."""
+
+
 class MissingDependency(EdgeoptError):
     """A library or tool is needed and not installed."""
 
@@ -101,6 +108,18 @@ class TargetUnreachable(EdgeoptError):
     """The target device cannot be reached."""
 
     exit_code = 6
+
+
+class RegressionError(EdgeoptError):
+    """Worse than the baseline, or not the same as before."""
+
+    exit_code = 7
+
+
+class UnlikeMachines(EdgeoptError):
+    """Times of two kinds of machine say nothing about each other."""
+
+    exit_code = 8
 
 
 class Interrupted(EdgeoptError):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SECONDS = 300.0
+LONGEST_METADATA = 120  # characters of one entry that are printed; --json has all
 OPERATORS_SHOWN = 12
 
 
@@ -80,7 +81,7 @@ def print_summary(found: Mapping[str, Any], console: Console) -> None:
 
     row("format", found["format"])
     for kind in ("inputs", "outputs"):
-        specs = [f"{s['name']}: {s['dtype']}{s['shape']}" for s in found[kind]]
+        specs = [f"{s['name']}: {s['dtype']}[{', '.join(map(str, s['shape']))}]" for s in found[kind]]
         row(kind, "\n".join(specs) or "unknown without --data")
     row("parameters", f"{format_count(found['parameters'])}" if found["parameters"] is not None else None)
     row("MACs per sample", f"{format_count(found['macs'])}" if found["macs"] is not None else None)
@@ -91,6 +92,12 @@ def print_summary(found: Mapping[str, Any], console: Console) -> None:
     more = len(operators) - OPERATORS_SHOWN
     row("operators", told + (f", and {more} more kinds" if more > 0 else ""))
     for key, value in found["provenance"].items():
-        pairs = ", ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        pairs = ", ".join(f"{k}: {_brief(v)}" for k, v in value.items()) if isinstance(value, dict) else value
         row(str(key).replace("_", " "), pairs)
     console.print(table)
+
+
+def _brief(value: Any) -> str:
+    """On one line, and cut where it is long: some models carry a whole dictionary in their metadata."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= LONGEST_METADATA else f"{text[:LONGEST_METADATA]}... ({len(text)} characters)"

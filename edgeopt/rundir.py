@@ -106,7 +106,12 @@ def run_json(document: Mapping[str, Any], result: RunResult, target: Target) -> 
     return {
         "schema": 1,
         "edgeopt": __version__,
-        "recipe": {"name": recipe.name, "document": recipe.document},
+        "recipe": {
+            "name": recipe.name,
+            "folder": recipe.folder,
+            "of_a_level": recipe.steps_optional,
+            "document": recipe.document,
+        },
         "model": recipe.model,
         "weights": recipe.weights,
         "data": {

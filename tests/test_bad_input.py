@@ -74,6 +74,18 @@ def image(path: Path) -> None:
     save_onnx(path, helper.make_node("Relu", ["x"], ["y"]), inputs=["n", 3, 4, 4], outputs=["n", 3, 4, 4])
 
 
+def quantized(path: Path) -> None:
+    """float32 x[n, 4] -> y[n, 4], rounded to 8 bits."""
+    constants = {"scale": np.float32(0.1), "zero": np.int8(0)}
+    nodes = (
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        helper.make_node("MatMul", ["d", "w"], ["y"]),
+    )
+    weights = {**constants, "w": np.eye(FEATURES, dtype=np.float32)}
+    save_onnx(path, *nodes, inputs=["n", FEATURES], outputs=["n", FEATURES], weights=weights)
+
+
 def with_determinants(path: Path) -> None:
     """onnxruntime has the operator Det; OpenVINO and LiteRT lack it."""
     nodes = (helper.make_node("Det", ["x"], ["d"]), helper.make_node("Reshape", ["d", "shape"], ["y"]))
@@ -212,6 +224,24 @@ RECIPE = [
         "{onnxruntime: {precision: fp8}}",
         ("recipe.yaml:4", "precision", "'auto'", "'fp16'", "not 'fp8'"),
     ),
+    *(
+        changed(
+            f"int8 with {options}",
+            "- compile:",
+            f"- quantize: {{int8: {{{options}}}}}\n  - compile:",
+            ("recipe.yaml:4", *words),
+        )
+        for options, words in {
+            "ranges: max": ("ranges", "'mean-min-max'", "'percentile'", "not 'max'"),
+            "ranges: percentile, percentile: 50": ("percentile", "greater than 50"),
+            "ranges: percentile, percentile: 101": ("percentile", "less than or equal to 100"),
+            "percentile: 99.9": ("`percentile` needs `ranges: percentile`",),
+            "ranges: mse, percentile: 99.9": ("`percentile` needs `ranges: percentile`",),
+            "smooth: true": ("alpha of SmoothQuant", "`smooth: 0.9`"),
+            "smooth: 1.5": ("smooth", "less than or equal to 1"),
+            "equalize: maybe": ("equalize", "boolean"),
+        }.items()
+    ),
     Case(
         "all mistakes at once",
         CONVERT,
@@ -307,6 +337,34 @@ DATA = [
     ),
 ]
 
+
+def ranked(name: str, words: tuple[str, ...], *more: str, code: int = 2, **files: Content) -> Case:
+    """The layers of a model, which must be m.onnx, ranked on the samples s.npz."""
+    content = {f"{stem}.{'npz' if stem == 's' else 'onnx'}": value for stem, value in files.items()}
+    argv = (
+        "sensitivity",
+        "m.onnx" if "m" in files else "model.onnx",
+        "--data",
+        "s.npz" if "s" in files else "good.npz",
+    )
+    return Case(name, (*argv, *more), words, content, code)
+
+
+SENSITIVITY = [
+    Case("rank without data", ("sensitivity", "model.onnx"), ("calibration", "--data samples.npz")),
+    Case("rank a missing model", ("sensitivity", "modle.onnx", "--data", "good.npz"), ("Did you mean model.onnx?",)),
+    ranked("rank on no samples at all", ("--samples", "edgeopt sensitivity -h"), "--samples", "0"),
+    ranked("rank on an empty dataset", ("s.npz", "no samples", "300"), s={"x": INPUTS[:0]}),
+    ranked("rank with labels of floats", ("s.npz", "class indices"), s={"x": INPUTS, "labels": LABELS / 2}),
+    ranked("rank what is quantized", ("m.onnx", "quantized already", "Give the float model"), m=quantized),
+    ranked("rank where nothing can be quantized", ("nothing to quantize",), code=4, m=image,
+           s={"x": np.zeros((SAMPLES, 3, 4, 4), "f")}),
+    ranked("plot of another format", ("--output", "layers.png", ".svg"), "-o", "layers.png"),
+    ranked("plot into a missing folder", ("--output", "a/b.svg", "folder"), "-o", "a/b.svg"),
+    changed("drop without a unit", "onnxruntime", "onnxruntime\n  - quantize: {int8: {max_drop: 1}}",
+            ("recipe.yaml:5", "max_drop", "'1 %'")),
+]  # fmt: skip
+
 OUTPUT = [
     Case("output is not empty", (*CONVERT, "-o", "."), ("--output", "not empty", "new folder")),
     Case("output is a file", (*CONVERT, "-o", "good.npz"), ("--output", "good.npz is a file", "new folder")),
@@ -318,7 +376,7 @@ OUTPUT = [
     ),
 ]
 
-CASES = [*COMMAND, *RECIPE, *MODEL, *DATA, *OUTPUT]
+CASES = [*COMMAND, *RECIPE, *MODEL, *DATA, *SENSITIVITY, *OUTPUT]
 
 
 @dataclass(frozen=True)

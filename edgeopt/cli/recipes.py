@@ -8,7 +8,7 @@ import typer
 
 from edgeopt.cli import Json, console, print_json
 
-app = typer.Typer(help="List or show the shipped recipes and levels.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="List, show or check recipes and levels.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command("list")

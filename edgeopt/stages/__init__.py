@@ -114,14 +114,30 @@ class Produced:
         }
 
 
+@dataclass(frozen=True)
+class Search:
+    """What an alternative leaves to be found by measuring: how large a share it removes.
+
+    With a `limit` (ns for the quantity "latency p50", bytes for "size"): the smallest share that keeps it. Without one
+    a ladder: at most `rungs` of the shares that pay are built.
+    """
+
+    quantity: str | None = None
+    limit: int | None = None
+    rungs: int = 1
+
+
 class Stage(Protocol):
     """The module of a stage.
 
-    Four names are optional. `USES_MODULE = True`: it makes the source's torch module again (`edgeopt.modules`), so that
+    Some names are optional. `USES_MODULE = True`: it makes the source's torch module again (`edgeopt.modules`), so that
     what the source is made of is among its inputs. `is_identity(choice, options)`: whether there is nothing to do.
     `RECOVERS = True`: it makes good what the steps before it cost, and has nothing to do where all of them had nothing
-    to do, unless its option `always` is set. `files(choice, options)`: the locations that its options name, whose
-    content is among its inputs.
+    to do, unless its option `always` is set. `REPEATS = True`: a recipe may have it again after other stages.
+    `files(choice, options)`: the locations that its options name, whose content is among its inputs. And two that come
+    together: `search(choice, options)`, what has to be found before it can be done, a `Search` or None; `at(choice,
+    options, fraction)`, the options with which it removes that fraction. `probe(choice, options)`: the choice and
+    options that cost least and give an artifact of the same speed and size, however wrong, for searches.
     """
 
     VERSION: int
@@ -165,6 +181,28 @@ def is_identity(name: str, choice: str, options: Any) -> bool:
 def recovers(name: str, options: Any) -> bool:
     """Whether an alternative of a stage has nothing to do on a model that no step has changed."""
     return bool(getattr(find(name), "RECOVERS", False)) and not getattr(options, "always", False)
+
+
+def search_of(name: str, choice: str, options: Any) -> Search | None:
+    """What has to be found by measuring before an alternative of a stage can be done."""
+    asked = getattr(find(name), "search", None)
+    return None if asked is None or choice == "none" else cast("Search | None", asked(choice, options))
+
+
+def at(name: str, choice: str, options: Any, fraction: float) -> Options:
+    """The options with which a searched alternative removes a fraction."""
+    return cast(Options, cast(Any, find(name)).at(choice, options, fraction))
+
+
+def probe(name: str, choice: str, options: Any) -> tuple[str, Options]:
+    """Choice and options for an artifact that is as fast and large as that of an alternative, and nothing more."""
+    asked = getattr(find(name), "probe", None)
+    return (choice, options) if asked is None else cast("tuple[str, Options]", asked(choice, options))
+
+
+def repeats(name: str) -> bool:
+    """Whether a recipe may have a stage more than once."""
+    return bool(getattr(find(name), "REPEATS", False))
 
 
 def files(name: str, choice: str, options: Any) -> Sequence[str]:
