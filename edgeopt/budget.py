@@ -32,10 +32,15 @@ def _decibels(value: float) -> str:
     return f"{value:.1f} dB" if math.isfinite(value) else "exact"
 
 
+def _count(value: float) -> str:
+    return f"{value:.0f}"
+
+
 def _rate(value: float) -> str:
     return f"{value:.0f} /s"
 
 
+NAMES_LISTED = 3  # in a sentence
 LATENCY_CLASSES_NS: Dict[str, int] = {
     "real-time": 10**6,
     "near-real-time": 10**7,
@@ -63,6 +68,7 @@ QUANTITIES: Dict[str, Quantity] = {
         Quantity("accuracy drop", units.parse_fraction, _points, example="1 %"),
         Quantity("fidelity", units.parse_fraction, units.format_fraction, lower_is_better=False, example="98 %"),
         Quantity("sqnr", units.parse_decibels, _decibels, lower_is_better=False, example="20 dB"),
+        Quantity("cpu operators", units.parse_count, _count, example="0"),  # left to the CPU by an accelerator
     )
 }
 
@@ -71,7 +77,7 @@ Values = Mapping[str, Optional[float]]
 
 @dataclass(frozen=True)
 class Limit:
-    """A quantity and the bound that it has to keep, in ns, bytes, per second, dB or a fraction of one."""
+    """A quantity and the bound that it has to keep, in ns, bytes, per second, dB, a count or a fraction of one."""
 
     quantity: str
     bound: float
@@ -193,7 +199,7 @@ def choose(candidates: Sequence[Scored], budget: Budget, compare: Compare) -> Ch
     others = tuple(candidate.id for candidate in ranked if candidate is not winner)
     why = _why(winner, ties, inside, budget)
     if unclear:
-        why += f"; whether it is really better than {', '.join(unclear)} could not be told: the machine was too busy"
+        why += f"; whether it is really better than {_listed(unclear)} could not be told: the machine was too busy"
     return Choice(
         winner.id, others, rejected, tuple(c.id for c in ties if c is not winner), why, unclear=tuple(unclear)
     )
@@ -227,7 +233,12 @@ def _why(winner: Scored, ties: Sequence[Scored], inside: Sequence[Scored], budge
     pairs = zip(_tie_break(winner, budget.prefer[1:]), _tie_break(next_best, budget.prefer[1:]))
     names = (*budget.prefer[1:], "size", "fewer steps", "name")
     breaker = next(name for name, (mine, its) in zip(names, pairs) if mine != its)
-    return f"{first} {told} ties with {', '.join(c.id for c in others)}, decided by {breaker}; {scope}"
+    return f"{first} {told} ties with {_listed([c.id for c in others])}, decided by {breaker}; {scope}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - NAMES_LISTED
+    return ", ".join(names[:NAMES_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _percent(fraction: float) -> str:

@@ -26,6 +26,7 @@ from edgeopt.measurement import (
     percentile,
     ratio,
     require_alike,
+    through,
     verdict,
 )
 
@@ -294,3 +295,13 @@ def test_paired_drop_is_inside_its_interval(counts):
 def test_paired_drop_needs_samples():
     with pytest.raises(InputError):
         paired_drop(0, 0, 0, 0)
+
+
+def test_two_that_never_took_turns_are_compared_through_their_baseline():
+    slow, fast = (Ratio(value, value * 0.98, value * 1.02, "clean", 16) for value in (2.0, 5.0))
+    found = through(slow, fast)
+    assert found.value == pytest.approx(2.5)
+    assert 2.5 / 1.03 < found.low < 2.5 / 1.02 and 2.5 * 1.02 < found.high < 2.5 * 1.03
+    assert verdict(found).verdict == "faster"
+    assert through(slow, replace(fast, low=None, high=None)).low is None
+    assert through(slow, replace(fast, basis="all")).basis == "all"

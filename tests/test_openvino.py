@@ -90,6 +90,21 @@ def test_other_precisions_object_to_an_int8_parent():
     assert compiler.objection(compiler.CompileOptions(), "int8") is None
 
 
+def test_sparse_weights_are_a_setting_of_an_int8_model_and_change_no_output():
+    artifact, folder = fashion.run_stage(
+        stage, "openvino", fashion.int8(), fashion.scratch() / "sparse-weights", sparse_weights="50 %"
+    )
+    assert artifact.runtime == {"precision": "f32", "sparse_weights": 0.5}
+    images, _ = fashion.images_and_labels()
+    packed, plain = (
+        backend.load(at / made.main, made.runtime, 1).run({"image": images[:4]})["scores"]
+        for made, at in ((artifact, folder), fashion.compiled("openvino", of_int8=True))
+    )
+    np.testing.assert_array_equal(packed, plain)
+    options = compiler.CompileOptions(sparse_weights="50 %")
+    assert "int8 weights alone" in str(compiler.objection(options, "fp32"))
+
+
 def test_a_precision_that_the_cpu_lacks_is_refused():
     artifact, folder = fashion.compiled("openvino")
     ran = subprocess.run(

@@ -25,6 +25,7 @@ IMPORTS = ("openvino",)
 
 DEVICE = "CPU"
 DYNAMIC = "dynamic_quantization_group_size"
+SPARSE = "sparse_weights"
 PRECISIONS = {"f32": None, "bf16": "BF16", "f16": "FP16"}  # to the capability that the device must have
 Shapes = Tuple[Tuple[int, Tuple[int, ...]], ...]  # the index of an input and its shape
 _MISSING_OPERATOR = (
@@ -52,10 +53,11 @@ def load(main: Path, runtime: Mapping[str, Any], threads: int) -> OpenVinoSessio
     `runtime` may hold "precision": "f32" (which it is where nothing is said), "bf16" or "f16". Raises StageError where
     the CPU lacks that precision: OpenVINO would quietly compute in another. "dynamic_quantization_group_size" is for
     files whose weights alone are quantized: how many activations share a scale that is found at run time, 0 where
-    activations stay as they are (OpenVINO's own default quantizes them).
+    activations stay as they are (OpenVINO's own default quantizes them). "sparse_weights" is the share of zeros from
+    which int8 weights of a matrix product are kept packed in memory (x86 with AMX).
     """
     openvino = runtime_module()
-    unknown = sorted(set(runtime) - {"precision", DYNAMIC})
+    unknown = sorted(set(runtime) - {"precision", DYNAMIC, SPARSE})
     precision = runtime.get("precision", "f32")
     if unknown or precision not in PRECISIONS:
         raise InputError(f"the backend openvino has no runtime setting {', '.join(unknown) or precision}")
@@ -76,6 +78,7 @@ def load(main: Path, runtime: Mapping[str, Any], threads: int) -> OpenVinoSessio
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": precision,
         **({DYNAMIC.upper(): runtime[DYNAMIC]} if DYNAMIC in runtime else {}),
+        **({"CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": runtime[SPARSE]} if SPARSE in runtime else {}),
     }
 
     def compile_for(shapes: Optional[Shapes]) -> Any:

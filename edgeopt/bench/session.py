@@ -32,6 +32,8 @@ from edgeopt.measurement import (
     compare,
     disturbance,
     ratio,
+    through,
+    verdict,
 )
 from edgeopt.worker import Limits, Worker, resident_bytes
 
@@ -118,11 +120,17 @@ class SessionResult:
     machine: Machine
 
     def compare(self, a: str, b: str) -> Optional[Comparison]:
-        """Whether b is faster than a; None where they were never measured in one group."""
+        """Whether b is faster than a, through the baseline where they never took turns; None where one has no rounds.
+
+        The baseline is in every group.
+        """
         for group in self.groups:
             if a in group.rounds and b in group.rounds:
                 return compare(group.rounds[a], group.rounds[b], group.twin)
-        return None
+        over = [self.outcomes[name].speedup if name in self.outcomes else None for name in (a, b)]
+        if over[0] is None or over[1] is None:
+            return None
+        return verdict(through(over[0].speedup, over[1].speedup), margin=max(over[0].margin, over[1].margin))
 
 
 def run_session(

@@ -9,10 +9,13 @@ It knows nothing of the target: whether its CPU has bf16 or f16 arithmetic is se
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import field_validator
+
+from edgeopt import units
 from edgeopt.backends import openvino as backend
 from edgeopt.errors import StageError
 from edgeopt.stages import Options, Produced, StageJob
@@ -26,10 +29,20 @@ _COUNTED = re.compile(r"[A-Za-z]\w*_\d+")
 class CompileOptions(Options):
     """`precision`: "auto" keeps the parent's, "bf16" computes in it, "fp16" stores weights in it.
 
-    "fp16" computes in it too where the target has it among its precisions, else in fp32.
+    "fp16" computes in it too where the target has it among its precisions, else in fp32. `sparse_weights`: the share of
+    zeros from which int8 weights of a matrix product stay packed in memory, for masked models on x86 with AMX.
     """
 
     precision: Literal["auto", "fp16", "bf16"] = "auto"
+    sparse_weights: str | None = None
+
+    @field_validator("sparse_weights", mode="before")
+    @classmethod
+    def _share(cls, value: Any) -> str | None:
+        return None if value is None else f"{units.parse_fraction(value) * 100:.6g} %"
+
+    def told(self) -> Mapping[str, str]:
+        return {"sparse_weights": f"sparse{str(self.sparse_weights).removesuffix(' %')}"}
 
 
 def tools(options: CompileOptions) -> Sequence[str]:
@@ -43,6 +56,8 @@ def sample_roles(options: CompileOptions, precision: str) -> Sequence[str]:
 def objection(options: CompileOptions, precision: str) -> str | None:
     if options.precision != "auto" and precision != "fp32":
         return f"{options.precision} is made from an fp32 model, and this one computes in {precision}"
+    if options.sparse_weights and precision != "int8":
+        return f"OpenVINO packs int8 weights alone, and this model computes in {precision}"
     return None
 
 
@@ -59,6 +74,8 @@ def compile(job: StageJob) -> Produced:
     runtime: dict[str, Any] = {"precision": hint}
     if job.parent.precision.endswith(("-weights", "-dynamic")):
         runtime[backend.DYNAMIC] = GROUP if job.parent.precision.endswith("-dynamic") else 0
+    if job.options.sparse_weights:
+        runtime[backend.SPARSE] = units.parse_fraction(job.options.sparse_weights)
     session = backend.load(main, {**runtime, "precision": "f32"}, threads=1)
     computes_in = {"bf16": "bf16", "f16": "fp16", "f32": job.parent.precision}[hint]
     return Produced(
