@@ -191,7 +191,9 @@ def test_every_group_has_the_baseline(models, samples, tmp_path):
     found = session([candidate(models, name) for name in names], samples, tmp_path, group=3, rounds=6)
     assert [set(group.rounds) for group in found.groups] == [{"base", "a", "b"}, {"base", "c"}]
     assert all(found.outcomes[name].speedup for name in names[1:])
-    assert found.compare("a", "c") is None
+    through_it = found.compare("a", "c")
+    a, c = (found.outcomes[name].speedup.speedup.value for name in "ac")
+    assert through_it is not None and through_it.speedup.value == pytest.approx(c / a)
 
 
 def test_the_overhead_of_a_slow_candidate_shows(models, samples, tmp_path):
