@@ -20,6 +20,7 @@ from edgeopt.formats import ModelRef
 from edgeopt.formats import torch as torch_format
 from edgeopt.formats.onnx_to_torch import import_onnx
 from edgeopt.pruning import blocks
+from edgeopt.report import cells
 from edgeopt.stages import prune
 
 IMAGES = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -117,3 +118,10 @@ def test_without_blocks_the_model_is_smaller_and_goes_on(source: Any, tmp_path: 
 def test_more_blocks_than_can_leave_are_refused_with_their_names(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"has 3 that can \(stages.0, stages.1, stages.3\)"):
         prune.run(job(TORCH, tmp_path / "out", blocks=4, ignore=("stages.5",)))
+
+
+def test_the_report_names_them() -> None:
+    found = {"id": "minus1block", "blocks": [["stages.1", 0.05]], "not_pruned": {"stages.5": "left out by ignore: .*5"}}
+    assert cells.pruned_lines({"pruned": [found]}) == [
+        "minus1block: without the residual blocks stages.1. Not pruned: stages.5: left out by ignore: .*5"
+    ]

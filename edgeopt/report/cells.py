@@ -83,6 +83,8 @@ def _pruned(found: Mapping[str, Any]) -> Iterator[str]:
     if "masked" in found:
         share = units.format_fraction(found["zeros"] / found["zeros_of"])
         yield f"{found['id']}: {share} of the weights are zero in {len(found['sparsity'])} layers; {found['note']}"
+    elif "blocks" in found:
+        yield f"{found['id']}: without the residual blocks {', '.join(name for name, _ in found['blocks'])}"
     else:
         widths = found.get("channels", {})
         fewer = {name: pair for name, pair in widths.items() if pair[0] != pair[1]}

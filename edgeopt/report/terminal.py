@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 LEFT_OUT_FIRST = ("sqnr", "fidelity", "memory", "smaller", "p95", "drop", "quality", "size")
 GAP = 2  # between columns
-VERDICT_WIDTH = 18
+NARROWEST = {"id": 40, "verdict": 18}  # these are wrapped where there is no room, the others never
 
 _STYLES = {"chosen": "bold green", "inside": "", "outside": "yellow", "failed": "red", "skipped": "dim"}
 
@@ -47,8 +47,9 @@ def _table(document: Mapping[str, Any], rows: Sequence[Row], *, width: int) -> T
         table.add_column(
             column.title,
             justify="left" if column.words else "right",
-            no_wrap=column.key != "verdict",
-            min_width=VERDICT_WIDTH if column.key == "verdict" else None,
+            no_wrap=column.key not in NARROWEST,
+            min_width=_narrowest(column, rows),
+            overflow="fold",
         )
     for row in rows:
         table.add_row(*(_cell(row, c.key) for c in columns), style=_STYLES[row.status], end_section=row.baseline)
@@ -59,14 +60,16 @@ def _that_fit(columns: Sequence[Column], rows: Sequence[Row], width: int) -> lis
     """The columns without those that there is no room for, the least needed left out first."""
     shown = list(columns)
     for key in LEFT_OUT_FIRST:
-        needed = sum(
-            VERDICT_WIDTH if c.key == "verdict" else max(len(c.title), *(len(row.cells[c.key]) for row in rows))
-            for c in shown
-        )
+        needed = sum(_narrowest(column, rows) for column in shown)
         if needed + GAP * len(shown) <= width:
             break
         shown = [column for column in shown if column.key != key]
     return shown
+
+
+def _narrowest(column: Column, rows: Sequence[Row]) -> int:
+    widest = max(len(column.title), *(len(row.cells[column.key]) for row in rows))
+    return min(widest, NARROWEST.get(column.key, widest))
 
 
 def _cell(row: Row, key: str) -> Text:

@@ -32,7 +32,7 @@ def lines(seed: int, count: int) -> dict[str, Any]:
 
 
 def train() -> dict[str, Any]:
-    return lines(0, 4000)
+    return lines(0, 8000)
 
 
 def validation() -> dict[str, Any]:
