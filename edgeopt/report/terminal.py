@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 LEFT_OUT_FIRST = ("sqnr", "fidelity", "memory", "smaller", "p95", "drop", "quality", "size")
+BEFORE_WRAPPING = LEFT_OUT_FIRST[:5]
 GAP = 2  # between columns
 NARROWEST = {"id": 40, "verdict": 18}  # these are wrapped where there is no room, the others never
 
@@ -57,18 +58,25 @@ def _table(document: Mapping[str, Any], rows: Sequence[Row], *, width: int) -> T
 
 
 def _that_fit(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[Column]:
-    """The columns without those that there is no room for, the least needed left out first."""
-    shown = list(columns)
-    for key in LEFT_OUT_FIRST:
-        needed = sum(_narrowest(column, rows) for column in shown)
-        if needed + GAP * len(shown) <= width:
-            break
-        shown = [column for column in shown if column.key != key]
+    """The columns without those that there is no room for, the least needed left out first, before names are wrapped
+    and after."""
+    for widths, order in ((_widest, BEFORE_WRAPPING), (_narrowest, LEFT_OUT_FIRST)):
+        shown = list(columns)
+        for key in ("", *order):
+            shown = [column for column in shown if column.key != key]
+            if sum(widths(column, rows) for column in shown) + GAP * len(shown) <= width:
+                return shown
     return shown
 
 
+def _widest(column: Column, rows: Sequence[Row]) -> int:
+    if column.key == "verdict":
+        return NARROWEST["verdict"]
+    return max(len(column.title), *(len(row.cells[column.key]) for row in rows))
+
+
 def _narrowest(column: Column, rows: Sequence[Row]) -> int:
-    widest = max(len(column.title), *(len(row.cells[column.key]) for row in rows))
+    widest = _widest(column, rows)
     return min(widest, NARROWEST.get(column.key, widest))
 
 
