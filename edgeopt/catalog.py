@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -79,13 +80,17 @@ def read_target(path: Path) -> Target:
 
 
 def target_from(written: Mapping[str, Any], *, base: str = "host", where: str | None = None) -> Target:
-    """The device of a mapping inside another file: what differs from the shipped target `base`, whose name it keeps.
+    """The device of a mapping inside another file: what differs from the shipped target `base`, whose name it keeps
+    (one reached by SSH that is like no shipped one has the name of its host).
 
     Raises InputError with every mistake, at `where`.
     """
     found, problems = _fields({"base": base, **written})
     if problems:
         raise InputError("; ".join(problems.values()), where=where)
+    if written.get("base", base) == "host" and "ssh" in found.get("reach", {}):
+        there = found["reach"]["ssh"]
+        found = {"name": there.rpartition("@")[2], **found, "description": f"Reached by SSH as {there}"}
     return Target(**{"name": base, **found})
 
 
@@ -93,6 +98,7 @@ def _fields(written: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
     """The constructor's arguments that a mapping stands for, and a message for each key that is wrong."""
     found: dict[str, Any] = {}
     problems: dict[str, str] = {}
+    reach: dict[str, Any] = {}
     for key, value in written.items():
         try:
             if key == "base":
@@ -104,12 +110,20 @@ def _fields(written: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
             elif key in FIELDS:
                 name, parse = FIELDS[key]
                 found[name] = parse(value)
+            elif key in SSH:
+                reach[key] = SSH[key](value)
             else:
-                problems[key] = f"{key!r} is not a field of a target{_did_you_mean(key, ('base', *FIELDS))}"
+                problems[key] = f"{key!r} is not a field of a target{_did_you_mean(key, ('base', *FIELDS, *SSH))}"
         except InputError as error:
             problems[key] = f"{key}: {error.message}"
         except ValueError as error:
             problems[key] = f"{key}: {error}"
+    if "ssh" in written and "reach" in written:
+        problems["reach"] = "reach: ssh says it already"
+    elif reach and "ssh" not in written:
+        problems[min(reach)] = f"{min(reach)}: needs ssh: user@host beside it"
+    elif reach:
+        found["reach"] = reach
     return found, problems
 
 
@@ -149,9 +163,32 @@ def _reach(value: object) -> dict[str, Any]:
     if isinstance(value, dict):
         if value in ({}, {"local": True}):
             return value
-        if set(value) == {"ssh"}:
-            return {"ssh": _text(value["ssh"])}
-    raise ValueError(f"{value!r} is no way to reach it: write {{local: true}} or {{ssh: user@host}}")
+        if "ssh" in value and value.keys() <= SSH.keys():
+            return {key: SSH[key](told) for key, told in value.items()}
+    raise ValueError(
+        f"{value!r} is no way to reach it: write {{local: true}}, or {{ssh: user@host}} with port, key, known_hosts"
+    )
+
+
+def _host(value: object) -> str:
+    """A host as `ssh` takes it: nothing that could be an option, or that a shell would read."""
+    if not HOST.fullmatch(_text(value)):
+        has_port = re.fullmatch(r"[^:]+:\d+", str(value))
+        told = "write the port as port: 22" if has_port else "write user@host, or an alias"
+        raise ValueError(f"{value!r} is no host: {told}")
+    return str(value)
+
+
+def _port(value: object) -> int:
+    if _count(value) > 65535:
+        raise ValueError(f"{value!r} is no port: they go up to 65535")
+    return _count(value)
+
+
+def _file(value: object) -> str:
+    if not _text(value).startswith(("/", "~/")) or '"' in str(value):
+        raise ValueError(f"{value!r} is not a whole path: begin with / or ~/")
+    return str(value)
 
 
 def _backend(value: object) -> str:
@@ -159,6 +196,8 @@ def _backend(value: object) -> str:
     return _one_of((*backends.names(), *(entry.name for entry in published)))(value)
 
 
+HOST = re.compile(r"(?:\w[\w.-]*@)?(?:\w[\w.-]*|[0-9A-Fa-f]*:[0-9A-Fa-f:.]+(?:%\w+)?)", re.ASCII)
+SSH: dict[str, Callable[[object], Any]] = {"ssh": _host, "port": _port, "key": _file, "known_hosts": _file}
 FIELDS: dict[str, tuple[str, Callable[[object], Any]]] = {
     "name": ("name", _text),
     "description": ("description", _text),

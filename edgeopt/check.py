@@ -48,7 +48,7 @@ ALIASES = {"latency": "latency p50", "memory": "peak memory", "accuracy drop": A
 DIFFERENCES = (ACCURACY, "fidelity", "sqnr")  # all others are ratios
 TIMED = (*LATENCIES, "throughput", SPEEDUP)
 SAMPLED = (*LATENCIES, SPEEDUP, ACCURACY, "fidelity")
-PORTABLE = ("size",)
+PORTABLE = ("size", "cpu operators")
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,10 @@ def steps() -> Iterator[tuple[str, Step]]:
             for choice, options in stage.choices().items():
                 tools = stage.tools(choice, options.model_construct())
                 if tools:
-                    yield f"{name} {choice}".strip(), Step({tool: backends.version(tool) for tool in tools})
+                    asked = getattr(stage, "programs", None)
+                    absent = [one for one in (asked(choice) if asked else ()) if shutil.which(one) is None]
+                    reason = f"{absent[0]} is not on the search path" if absent else None
+                    yield f"{name} {choice}".strip(), Step({tool: backends.version(tool) for tool in tools}, reason)
         except (ImportError, EdgeoptError) as error:
             yield name, Step(reason=f"{type(error).__name__}: {error}")
 

@@ -6,13 +6,13 @@ Imports no vendor library. Steps after one that is not in the cache are known to
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edgeopt import backends, data, devices, pipeline, plan, stages
 from edgeopt.artifact import Artifact
 from edgeopt.budget import QUANTITIES
-from edgeopt.errors import EdgeoptError, TargetUnreachable
+from edgeopt.errors import EdgeoptError, MissingDependency, TargetUnreachable
 from edgeopt.pipeline import Prepared
 from edgeopt.plan import IMPORT, Plan
 from edgeopt.recipe import Recipe
@@ -39,10 +39,12 @@ def examine(recipe: Recipe) -> dict[str, Any]:
             missing.append({"what": f"{needed_by} needs {tool}", "remedy": f"pip install {tool}"})
     if not made.data:
         missing.append({"what": "samples to measure with", "remedy": "--data samples.npz"})
+    target = recipe.target
     try:
-        target = replace(recipe.target, isa=recipe.target.isa or devices.find(recipe.target).isa())
-    except TargetUnreachable as error:
-        target = recipe.target
+        device = devices.find(recipe.target)
+        target = devices.as_found(recipe.target, device)
+        device.check(candidate.backend for candidate in made.candidates)
+    except (TargetUnreachable, MissingDependency) as error:
         missing.append({"what": error.message, "remedy": error.remedy or ""})
     store = Store(default_root())
     found_data, digests = _data(made, store)

@@ -8,6 +8,7 @@
     |   +-- WorkerCrashed       4    the process died: a signal, no memory left, past its time limit
     |   +-- UnsupportedOperator 4    the backend lacks operators of this model
     |   +-- CorruptArtifact     4    the files are not what their manifest says
+    |   +-- NoAccelerator       4    built, and it cannot run here: the GPU or its driver is missing
     |   +-- NoTimeLeft          4    the run's time limit came first: its candidates are skipped, not failed
     +-- MissingDependency       5    a library or tool is not installed
     +-- TargetUnreachable       6    the device does not answer
@@ -92,6 +93,10 @@ class UnsupportedOperator(StageError):
 
 class CorruptArtifact(StageError):
     """Files differ from the digests in their manifest."""
+
+
+class NoAccelerator(StageError):
+    """What the artifact runs on, or the driver of it, is not on this machine. The artifact itself is kept."""
 
 
 class NoTimeLeft(StageError):

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgeopt import backends
 from edgeopt.bench import quality, session
 from edgeopt.clock import Work
 from edgeopt.devices import Device
@@ -80,6 +79,8 @@ def _quality_job(
         measured = sum(ranks[c.id] <= ranks[candidate.id] for c in plan.candidates)
         work = Work(quality_kind(candidate.backend), candidates=measured)
 
+    python = target.python if target.is_local else None  # elsewhere it is the device's
+
     def run(values: Mapping[str, Any]) -> Done:
         built: Built = values[candidate.step]
         samples: Prepared = values["data:validation"]
@@ -90,7 +91,7 @@ def _quality_job(
             "choice": candidate.backend,
             "version": QUALITY_VERSION,
             "artifact": built.artifact.digest,
-            "runtime": backends.version(backends.find(candidate.backend).DISTRIBUTION),
+            "runtime": device.runtime_version(candidate.backend),
             "samples": samples.digest,
             "metric": metric,
             "reference": reference.key if reference else None,
@@ -112,9 +113,7 @@ def _quality_job(
                 "reference": str(reference.files) if reference else None,
             }
             with placed({None: plan.data["validation"].location}):
-                return Made(
-                    device.quality(args, lambda job, a: workers.call(job_id, job, a, python=target.python, work=work))
-                )
+                return Made(device.quality(args, lambda job, a: workers.call(job_id, job, a, python=python, work=work)))
 
         entry, reused = store.build(inputs, make, stopping=workers.stopping)
         return Done(entry, reused)
@@ -184,7 +183,7 @@ def measure(
         "choice": "",
         "version": SESSION_VERSION,
         "candidates": {
-            name: [built.artifact.digest, _backend(plan, name), _runtime_version(plan, name)]
+            name: [built.artifact.digest, _backend(plan, name), device.runtime_version(_backend(plan, name))]
             for name, built in ready.items()
         },
         "baseline": baseline,
@@ -193,6 +192,7 @@ def measure(
         "threads": target.threads,
         "python": target.python,
         "machine": device.machine().to_json(),
+        **({} if target.is_local else {"reach": dict(target.reach)}),
     }
     observer.started(MEASURE)
     if not again and (entry := store.find(inputs)) is not None:
@@ -250,10 +250,6 @@ def _replace(store: Store, inputs: Mapping[str, Any], result: session.SessionRes
 
 def _backend(plan: Plan, name: str) -> str:
     return next(candidate.backend for candidate in plan.candidates if candidate.id == name)
-
-
-def _runtime_version(plan: Plan, name: str) -> str | None:
-    return backends.version(backends.find(_backend(plan, name)).DISTRIBUTION)
 
 
 def session_to_json(result: session.SessionResult) -> dict[str, Any]:

@@ -249,6 +249,7 @@ def _evidence(
     readings["cold start"] = Reading(measured.load_ns + measured.first_inference_ns)
     readings["peak memory"] = Reading(measured.peak_memory_bytes)
     readings["size"] = Reading(row["artifact"]["size_bytes"] if row["artifact"] else None)
+    readings["cpu operators"] = Reading((row.get("details") or {}).get("cpu_operators"))
     readings |= _qualities(quality) if quality else {}
     speedup = row.get("speedup") or ({"value": 1, "low": 1, "high": 1, "against": name} if original else None)
     if speedup:

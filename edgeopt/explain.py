@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgeopt import devices, pipeline, plan
@@ -55,7 +54,7 @@ def explain(recipe: Recipe) -> list[dict[str, Any]]:
     """
     pipeline.check_inputs(recipe)
     made, store = plan.make(recipe), Store(default_root())
-    target = replace(recipe.target, isa=recipe.target.isa or devices.find(recipe.target).isa())
+    target = devices.as_found(recipe.target, devices.find(recipe.target))
     found: list[dict[str, Any]] = []
     digests: dict[str, str] = {}
     for role, source in made.data.items():

@@ -16,9 +16,11 @@ from edgeopt.units import format_count, format_size
 if TYPE_CHECKING:
     from rich.console import Console
 
+EDGE_TPU = "edgeopt.edgetpu.telling:tell"
 SECONDS = 300.0
 LONGEST_METADATA = 120  # characters of one entry that are printed; --json has all
 OPERATORS_SHOWN = 12
+REASONS_SHOWN = 8
 
 
 def inspect(model: str, *, weights: str | None, data: str | None, base: Path) -> dict[str, Any]:
@@ -43,12 +45,16 @@ def inspect(model: str, *, weights: str | None, data: str | None, base: Path) ->
             args["preprocess"] = {"mean": [], "std": [], "transpose": []}
             worker.call("edgeopt.data:prepare", args, log=scratch / "data.log", limits=limits)
             samples = str(scratch / "samples")
-        return worker.call(
+        found = worker.call(
             "edgeopt.stages.import_model:inspect",
             {"model": location, "weights": locate(weights, base) if weights else None, "samples": samples},
             log=scratch / "inspect.log",
             limits=limits,
         )
+        if kind == "tflite":
+            args = {"model": location}
+            found["edge_tpu"] = worker.call(EDGE_TPU, args, log=scratch / "edgetpu.log", limits=limits)
+        return found
 
 
 def _bundle(folder: Path) -> dict[str, Any]:
@@ -91,10 +97,26 @@ def print_summary(found: Mapping[str, Any], console: Console) -> None:
     told = ", ".join(f"{name} {count}" for name, count in operators[:OPERATORS_SHOWN])
     more = len(operators) - OPERATORS_SHOWN
     row("operators", told + (f", and {more} more kinds" if more > 0 else ""))
+    if "edge_tpu" in found:
+        row("Edge TPU", _edge_tpu(found["edge_tpu"]))
     for key, value in found["provenance"].items():
         pairs = ", ".join(f"{k}: {_brief(v)}" for k, v in value.items()) if isinstance(value, dict) else value
         row(str(key).replace("_", " "), pairs)
     console.print(table)
+
+
+def _edge_tpu(found: Mapping[str, Any]) -> str:
+    """What is compiled for it, or what its compiler would probably do."""
+    if found["basis"] == "compiled":
+        told = ", ".join(f"{name} {count}" for name, count in found["cpu_operators"].items())
+        return (
+            f"compiled: {found['partitions']} partition(s), {format_size(found['program_bytes'])} for the chip; "
+            f"{found['on_cpu']} operators on the CPU" + (f": {told}" if told else "")
+        )
+    lines = [f"predicted, not compiled: {found['mapped']} of {found['operators']} operators mapped"]
+    lines += [f"on the CPU: {k['operator']} {k['count']} ({k['reason']})" for k in found["kept_on_cpu"]]
+    more = len(lines) - REASONS_SHOWN
+    return "\n".join([*lines[:REASONS_SHOWN], *([f"and {more} more kinds"] if more > 0 else [])])
 
 
 def _brief(value: Any) -> str:

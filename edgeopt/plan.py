@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edgeopt import backends, compilers, stages
+from edgeopt import backends, compilers, formats, stages
 from edgeopt.artifact import Artifact
 from edgeopt.errors import InputError, MissingDependency
 from edgeopt.recipe import Alternative, DataSource, Recipe, RecipeStep
@@ -118,6 +118,9 @@ def make(recipe: Recipe, left_out: Mapping[str, str] | None = None) -> Plan:
     left_out = dict(left_out or {})
     steps: dict[str, PlanStep] = {}
     candidates: dict[str, Candidate] = {}
+    if runtime := formats.runtime_of(recipe.model):
+        candidates = _as_it_is(recipe, runtime, steps, left_out)
+        return _plan(recipe, steps, candidates, left_out)
     compile_step = _compile_step(recipe, left_out)
     transforms = [_usable(step, recipe, left_out) for step in recipe.steps if step.stage != "compile"]
 
@@ -138,6 +141,12 @@ def make(recipe: Recipe, left_out: Mapping[str, str] | None = None) -> Plan:
             name = "-".join(f"{stage}={label}" for stage, label in labels.items())
         candidate = Candidate(name, step.id, alternative.choice, labels, is_untouched)
         candidates.setdefault(candidate.id, candidate)
+    return _plan(recipe, steps, candidates, left_out)
+
+
+def _plan(
+    recipe: Recipe, steps: Mapping[str, PlanStep], candidates: Mapping[str, Candidate], left_out: Mapping[str, str]
+) -> Plan:
     if not candidates:
         raise InputError("the recipe has no candidate left", remedy="; ".join(left_out.values()) or None)
     baseline = next((c.id for c in candidates.values() if c.untouched and c.backend == "onnxruntime"), None)
@@ -208,6 +217,51 @@ def step_inputs(
         **({"source": dict(source or {})} if stages.uses_module(step.stage) else {}),
         **({"files": files} if files else {}),
     }
+
+
+def _as_it_is(
+    recipe: Recipe, runtime: str, steps: dict[str, PlanStep], left_out: dict[str, str]
+) -> dict[str, Candidate]:
+    """The candidates of a model that one runtime runs as it is: itself, and what its own format allows to change."""
+    file = recipe.model.rpartition("/")[2]
+    only = f"{file} runs on {runtime} alone: there is no way from its format to ONNX, which this needs"
+    asked: list[tuple[str | None, str]] = []  # labels of quantize, and the precision that it makes
+    for step in recipe.steps:
+        for alternative in step.alternatives if step.stage != "compile" else ():
+            made = stages.find(step.stage).precision(alternative.choice, alternative.options, SOURCE_PRECISION)
+            plain = not alternative.options.model_dump(exclude_defaults=True) and alternative.choice != "qat"
+            if stages.is_identity(step.stage, alternative.choice, alternative.options):
+                asked.append((None, "auto"))
+            elif step.stage == "quantize" and plain and stages.find("keep").objection(runtime, _kept(made), "") is None:
+                asked.append((alternative.label(), made))
+            else:
+                left_out[alternative.label() or step.stage] = only
+    named = next((step.alternatives for step in recipe.steps if step.stage == "compile"), ())
+    wanted = [(a.choice, a.label(), a.options.model_dump(exclude_defaults=True)) for a in named]
+    candidates: dict[str, Candidate] = {}
+    for choice, label, changed in wanted or [(name, name, {}) for name in recipe.target.backends]:
+        if choice != runtime or changed.keys() - {"precision"}:
+            left_out[label] = only
+            continue
+        for quantized, made in dict.fromkeys([(None, "auto"), *asked]):
+            if quantized and changed:
+                left_out[f"{quantized}-{label}"] = f"the model is quantized to {made}: {label} would undo it"
+                continue
+            options = _kept(changed.get("precision", "auto") if quantized is None else made)
+            found = _step("keep", Alternative(runtime, options), IMPORT, SOURCE_PRECISION, steps, left_out)
+            if found is not None:
+                labels = {**({"quantize": quantized} if quantized else {}), "compile": label}
+                name = "-".join(labels.values())
+                candidates[name] = Candidate(name, found.id, runtime, labels, options.precision == "auto")
+    if not candidates:
+        raise InputError(only.partition(":")[0], remedy=f"Compile for it: `- compile: {runtime}`.")
+    return candidates
+
+
+def _kept(precision: str) -> Any:
+    from edgeopt.stages.keep import KeepOptions
+
+    return KeepOptions.model_construct(precision=precision)
 
 
 def _compile_step(recipe: Recipe, left_out: dict[str, str]) -> RecipeStep:

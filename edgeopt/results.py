@@ -15,13 +15,14 @@ from typing import Any
 from edgeopt.artifact import Artifact
 from edgeopt.bench.session import SessionResult
 from edgeopt.budget import Budget, Choice, Scored, choose, judge
-from edgeopt.errors import EdgeoptError, NoTimeLeft
+from edgeopt.errors import EdgeoptError, MissingDependency, NoAccelerator, NoTimeLeft
 from edgeopt.measurement import Comparison, Drop, Measurement
 from edgeopt.pipeline import Built, Prepared
 from edgeopt.plan import Candidate, Plan
 from edgeopt.store import Entry
 
 SCHEMA = 1
+NOT_TRIED = (NoTimeLeft, NoAccelerator, MissingDependency)  # nothing is known against such a candidate
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def values(outcome: Outcome) -> dict[str, float | None]:
     found["size"] = outcome.artifact.size_bytes if outcome.artifact else None
     found["accuracy drop"] = quality.drop.value if quality and quality.drop else None
     found["fidelity"] = quality.fidelity if quality else None
+    found["cpu operators"] = outcome.artifact.details.get("cpu_operators") if outcome.artifact else None
     found["sqnr"] = (math.inf if quality.exact else quality.sqnr_db) if quality else None
     return found
 
@@ -224,7 +226,7 @@ def candidate_json(
 
 def _pruned(result: RunResult) -> Iterator[dict[str, Any]]:
     """What each pruning step did to each layer, and why it left others alone: what its stage tells."""
-    told = ("channels", "masked", "sparsity", "zeros", "zeros_of", "before", "after", "not_pruned", "note")
+    told = ("channels", "blocks", "masked", "sparsity", "zeros", "zeros_of", "before", "after", "not_pruned", "note")
     for step in result.plan.steps:
         details = result.builds[step.id].artifact.details if step.id in result.builds else {}
         if "not_pruned" in details:
@@ -238,7 +240,7 @@ def _skipped(name: str, reason: str) -> dict[str, Any]:
 
 def _status(outcome: Outcome, choice: Choice) -> str:
     if outcome.error:
-        return "skipped" if isinstance(outcome.error, NoTimeLeft) else "failed"
+        return "skipped" if isinstance(outcome.error, NOT_TRIED) else "failed"
     if outcome.candidate.id == choice.winner:
         return "chosen"
     return "outside" if outcome.candidate.id in choice.rejected else "inside"

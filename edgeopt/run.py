@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt import devices, evaluation, pipeline, plan, rundir, search
+from edgeopt.bench import machine
 from edgeopt.bench.session import SessionResult
 from edgeopt.clock import Clock
 from edgeopt.errors import BudgetError, EdgeoptError, InputError, NoTimeLeft, StageError
+from edgeopt.errors import from_json as error_from_json
 from edgeopt.pipeline import Built, Prepared, Workers
 from edgeopt.plan import IMPORT, Candidate, Plan
 from edgeopt.recipe import Recipe
@@ -44,7 +46,8 @@ def convert(recipe: Recipe, *, output: Path | None, remeasure: bool, display: Di
             remedy="Add data to the recipe (validation: samples.npz), or give --data samples.npz.",
         )
     device = devices.find(recipe.target)
-    target = recipe.target if recipe.target.isa else replace(recipe.target, isa=device.isa())
+    device.check(candidate.backend for candidate in made.candidates)
+    target = devices.as_found(recipe.target, device)
     with rundir.reserved(output, recipe.name) as folder:
         store = Store(default_root())
         with store.in_use(), display:
@@ -65,10 +68,14 @@ def convert(recipe: Recipe, *, output: Path | None, remeasure: bool, display: Di
 
 
 def exit_code(found: Mapping[str, Any]) -> int:
-    """0 with a winner, 3 when no candidate is inside the budgets, 4 when all failed."""
+    """0 with a winner, 3 when no candidate is inside the budgets, 4 when all failed; where none could be tried, the
+    code of what is missing."""
     if found["winner"]:
         return 0
     tried = [c for c in found["candidates"] if c["status"] != "skipped"]
+    missing = {error_from_json(c["error"]).exit_code for c in found["candidates"] if c.get("error")}
+    if not tried and len(missing) == 1:
+        return missing.pop()
     return StageError.exit_code if all(c["status"] == "failed" for c in tried) else BudgetError.exit_code
 
 
@@ -172,7 +179,7 @@ class _Work:
             jobs = pipeline.build_jobs(self.plan, self.store, self.workers, self.target, ranks)
             jobs += evaluation.quality_jobs(self.plan, self.store, self.workers, self.device, self.target, ranks)
             jobs = [_failing(job, e) if isinstance(e := results.get(job.id), EdgeoptError) else job for job in jobs]
-            at_once = max(1, (self.device.machine().cores or 1))
+            at_once = machine.usable_cores()
             results = run_all(jobs, at_once=at_once, observer=self.display, stop=self.workers.stop)
             failed = isinstance(results.get(evaluation.quality_job_id(self.plan.baseline)), EdgeoptError)
             if not failed or not untouched:

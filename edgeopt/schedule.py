@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from edgeopt.errors import EdgeoptError, StageError
+from edgeopt.errors import EdgeoptError, MissingDependency, StageError
 
 
 class Observer(Protocol):
@@ -56,8 +56,8 @@ def run_all(
     """Run every job; the result of each is its `Done` or its error.
 
     `stop` is called when the run is broken off (a fatal job failed, or Ctrl-C): it must make running jobs return soon.
-    Raises the error of a fatal job, any that is no StageError, and KeyboardInterrupt; ValueError where jobs can never
-    run, because what they need is no job, or needs them.
+    Raises the error of a fatal job, any that is neither StageError nor MissingDependency, and KeyboardInterrupt;
+    ValueError where jobs can never run, because what they need is no job, or needs them.
     """
     results: dict[str, Done | EdgeoptError] = {}
     waiting = {job.id: job for job in jobs}
@@ -88,7 +88,7 @@ def run_all(
                     done = future.result()
                 except EdgeoptError as error:
                     observer.failed(job.id, error)
-                    if job.fatal or not isinstance(error, StageError):
+                    if job.fatal or not isinstance(error, (StageError, MissingDependency)):
                         raise
                     results[job.id] = error
                 else:

@@ -153,6 +153,9 @@ def _quantity(parse: Callable[..., Any]) -> dict[str, Any]:
 def _limit(name: str) -> dict[str, Any]:
     quantity = budget.QUANTITIES[name]
     side = "At most." if quantity.lower_is_better else "At least."
+    if quantity.parse is units.parse_count:
+        whole = {"type": "integer", "minimum": 0, "examples": [int(quantity.example)]}
+        return {"description": side, "anyOf": [whole, {"type": "string", "pattern": r"^\s*[0-9]+\s*$"}]}
     if name.startswith("latency"):
         classes = {"enum": list(budget.LATENCY_CLASSES_NS)}
         return {"description": side, "anyOf": [_quantity(units.parse_time), classes]}
@@ -189,12 +192,19 @@ def _target(shipped_alone: bool) -> dict[str, Any]:
         "isa": {"type": "array", "items": _TEXT},
         "power": _quantity(units.parse_power),
         "tier": {"enum": list(catalog.TIERS)},
-        "reach": {"type": "object", "examples": [{"local": True}, {"ssh": "user@host"}]},
+        "reach": {"type": "object", "examples": [{"local": True}, {"ssh": "user@host", "port": 22}]},
         "python": _TEXT,
         "threads": _COUNT,
     }
     base = {"enum": [entry.name for entry in catalog.targets()], "description": "The device to start from."}
-    return _object("What differs from a device.", {"base": base, **{name: known[name] for name in catalog.FIELDS}})
+    ssh = {
+        "ssh": {**_TEXT, "description": "Where it is measured, as ssh takes it.", "examples": ["pi@192.168.1.20"]},
+        "port": {"type": "integer", "minimum": 1, "maximum": 65535},
+        "key": {**_TEXT, "description": "A private key, from / or ~/."},
+        "known_hosts": {**_TEXT, "description": "A file of host keys in place of the user's, from / or ~/."},
+    }
+    fields = {name: known[name] for name in catalog.FIELDS} | {name: ssh[name] for name in catalog.SSH}
+    return _object("What differs from a device.", {"base": base, **fields})
 
 
 def _alternative(stage: str, shipped_alone: bool) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from statistics import median
 from typing import Any
 
 from edgeopt import evaluation, pipeline, plan, stages
+from edgeopt.bench import machine
 from edgeopt.bench.session import SessionResult
 from edgeopt.budget import QUANTITIES
 from edgeopt.devices import Device
@@ -349,7 +350,7 @@ class _Prober:
         limited = self._workers.clock is not None and self._workers.clock.limited
         ranks = plan.ranks(made, ()) if limited else None
         jobs = pipeline.build_jobs(made, self._store, self._workers, self._target, ranks)
-        at_once = max(1, self._device.machine().cores or 1)
+        at_once = machine.usable_cores()
         done = run_all(jobs, at_once=at_once, observer=self._observer, stop=self._workers.stop)
         for error in done.values():
             if isinstance(error, NoTimeLeft):

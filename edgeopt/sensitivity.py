@@ -38,7 +38,7 @@ def examine(recipe: Recipe, *, samples: int, display: Display) -> dict[str, Any]
     wanted = _plan(recipe)
     step = wanted.steps[0]
     try:
-        target = replace(recipe.target, isa=recipe.target.isa or devices.find(recipe.target).isa())
+        target = devices.as_found(recipe.target, devices.find(recipe.target))
     except TargetUnreachable:
         target = recipe.target  # nothing is run there; without its instruction set weights keep to 7 bits
     store = Store(default_root())

@@ -14,9 +14,11 @@ class Target:
     """A device.
 
     `arch` is "x86_64", "aarch64" or None where it is that of the host. `threads` is what inference may use. `backends`
-    are those that run there, `precisions` what it computes fast in. `python` is the interpreter that measures, None for
-    the one that runs edgeopt. `reach` says how: {"local": true} or {"ssh": "user@host"}. `isa` are instruction set
-    extensions that matter to quantization ("avx512_vnni", "amx_int8"), empty where they are read off the machine.
+    are those that run there, `precisions` what it computes fast in. `reach` says how: {"local": true}, or
+    {"ssh": "user@host"} with "port", "key" and "known_hosts" (two files) where they differ from the user's own
+    configuration. `python` is the interpreter that measures, there; None for the one that runs edgeopt, or "python3" of
+    another machine. `isa` are instruction set extensions that matter to quantization ("avx512_vnni", "amx_int8"), empty
+    where they are read off the machine.
     """
 
     name: str

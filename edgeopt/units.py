@@ -70,6 +70,13 @@ def parse_rate(text: object) -> float:
     return number
 
 
+def parse_count(text: object) -> int:
+    """A whole number of things: 0, 1, 2. Raises ValueError for anything else."""
+    if isinstance(text, bool) or not re.fullmatch(r"\s*[0-9]+\s*", str(text)):
+        raise ValueError(f"{text!r} is not a whole number, write it like '0'")
+    return int(str(text))
+
+
 def parse_decibels(text: object) -> float:
     """Decibels, from "20 dB"."""
     number, unit = _split(text, "20 dB", "a ratio")

@@ -8,6 +8,9 @@ parent, however the parent dies.
     worker to parent    {"progress": fraction or null, "text": "..."}, {"message": {...}},
                         and last {"result": {...}} or {"error": {...}}
 
+A worker on another machine, whose parent is the client of a connection, is told {"alive": true} every 10 s: one that
+hears nothing for 120 s takes the connection for lost.
+
 A worker also dies with the thread that started it (prctl(2), PR_SET_PDEATHSIG): use it in that thread alone. This
 module knows nothing of models, stages or measurements.
 """
@@ -31,13 +34,15 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, cast
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, cast
 
 from edgeopt.errors import EdgeoptError, InputError, StageError, WorkerCrashed, from_json
 
 Progress = Callable[[Optional[float], str], None]
 
 POLL_SECONDS = 0.2
+BEAT_SECONDS, SILENCE_SECONDS = 10.0, 120.0
+LEAVE_SECONDS = 10.0  # for a worker that lost its connection to clear up, before it ends as it is
 LONGEST_LINE_BYTES = 64 << 20
 LONGEST_LOG_BYTES = 16 << 20
 DISK = "disk"  # the `where` of the error of a full one: the parent knows what it gave the worker to write in
@@ -92,8 +97,9 @@ class Channel:
 class Worker:
     """The parent's end of one worker process.
 
-    `log` receives what the worker and its libraries print: of more than 16 MiB the first and the last 4 MiB. Use it as
-    a context manager: on leaving, the process is gone.
+    `log` receives what the worker and its libraries print: of more than 16 MiB the first and the last 4 MiB. `command`
+    starts a worker elsewhere, in place of one in `python` here: its pipes are the connection. Use it as a context
+    manager: on leaving, the process is gone.
     """
 
     def __init__(
@@ -105,18 +111,20 @@ class Worker:
         limits: Limits = Limits(),
         python: Optional[str] = None,
         env: Optional[Mapping[str, str]] = None,
+        command: Optional[Sequence[str]] = None,
     ) -> None:
         self.log = log
         self._limits = limits
-        self._started = time.monotonic()
+        self._is_elsewhere = command is not None
+        self._started = self._beaten = time.monotonic()
         self._buffer = bytearray()
         self._lines: List[bytes] = []
         log.parent.mkdir(parents=True, exist_ok=True)
         code, more = _program()
-        environment = {**os.environ, **(env or {}), **more, "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, **(env or {}), **({} if command else more), "PYTHONUNBUFFERED": "1"}
         with open(log, "ab") as log_file:
             self._process = subprocess.Popen(
-                [python or sys.executable, "-c", code],
+                command or [python or sys.executable, "-c", code],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log_file,
@@ -192,6 +200,7 @@ class Worker:
         descriptor = self._process.stdout.fileno()
         while not self._lines:
             self._check_limits()
+            self._beat()
             if seconds is not None and time.monotonic() - started > seconds:
                 raise self._crashed(f"gave no sign of life for {seconds:.0f} s and was stopped")
             ended = self._process.poll() is not None
@@ -224,6 +233,15 @@ class Worker:
         used = resident_bytes(self.pid) if memory is not None else None
         if memory is not None and used is not None and used > memory:
             raise self._crashed(f"took {used >> 20} MiB, more than its limit of {memory >> 20} MiB, and was stopped")
+
+    def _beat(self) -> None:
+        """Tell a worker elsewhere that the connection is there."""
+        if self._is_elsewhere and time.monotonic() - self._beaten > BEAT_SECONDS:
+            self._beaten = time.monotonic()
+            assert self._process.stdin is not None
+            with contextlib.suppress(OSError):  # its output tells why it is gone
+                self._process.stdin.write(b'{"alive": true}\n')
+                self._process.stdin.flush()
 
     def _last_words(self) -> EdgeoptError:
         """Why a process that takes no more messages ended: its own error, or how it died."""
@@ -338,20 +356,43 @@ def _be_first_to_go() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _listen(descriptor: int, inbox: queue.Queue[Dict[str, Any]]) -> None:
-    """Put the parent's lines into `inbox`; when the parent is gone, so is this process."""
-    with os.fdopen(descriptor, "rb") as stream:
-        for line in stream:
-            inbox.put(json.loads(line))
-    os._exit(1)
+def _listen(descriptor: int, inbox: queue.Queue[Dict[str, Any]], seconds: Optional[float]) -> None:
+    """Put the parent's lines into `inbox`, until it is gone or has been silent for `seconds`."""
+    rest = b""
+    while select.select([descriptor], [], [], seconds)[0]:
+        piece = os.read(descriptor, 1 << 16)
+        if not piece:
+            return
+        *lines, rest = (rest + piece).split(b"\n")
+        for message in map(json.loads, lines):
+            if "alive" not in message:
+                inbox.put(message)
 
 
-def main() -> int:
-    """The worker's own main: one job, then the end."""
-    _die_with_parent()
-    _be_first_to_go()
+def _follow(descriptor: int, inbox: queue.Queue[Dict[str, Any]], far: bool) -> None:
+    """Listen to the parent; when it is gone, so is this process.
+
+    A worker on another machine gets a while to stop its own workers and clear up, by a KeyboardInterrupt of its job.
+    """
+    try:
+        _listen(descriptor, inbox, SILENCE_SECONDS if far else None)
+    finally:
+        if far:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            time.sleep(LEAVE_SECONDS)
+        os._exit(1)
+
+
+def main(*, far: bool = False) -> int:
+    """The worker's own main: one job, then the end.
+
+    `far` is for a worker at the other end of a connection: raises KeyboardInterrupt in its job when that is lost.
+    """
+    if not far:
+        _die_with_parent()
+        _be_first_to_go()
     faulthandler.enable()  # a segfault leaves the Python line that led to it in the log
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.default_int_handler if far else signal.SIG_IGN)
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     commands = os.dup(0)
     os.dup2(2, 1)
@@ -368,7 +409,7 @@ def main() -> int:
                 view = view[out.write(view) or 0 :]
 
     inbox: queue.Queue[Dict[str, Any]] = queue.Queue()
-    threading.Thread(target=_listen, args=(commands, inbox), daemon=True).start()
+    threading.Thread(target=_follow, args=(commands, inbox, far), daemon=True).start()
     job = inbox.get()
     module, _, function = job["call"].partition(":")
     try:

@@ -269,7 +269,15 @@ MODEL = [
     ),
     Case("text as .xml", ("inspect", "t.xml"), ("t.xml", "not an OpenVINO model", ".bin"), {"t.xml": TEXT}),
     Case("text as .npz", on_model("model.onnx", "t.npz"), ("t.npz", "numpy.savez"), {"t.npz": TEXT}),
-    Case("a model without a source", on_model("t.tflite"), ("t.tflite", "Give the source model"), {"t.tflite": TEXT}),
+    Case("text as a .tflite source", on_model("t.tflite"), ("t.tflite", "not a TFLite file"), {"t.tflite": TEXT}),
+    Case("text as .pt", on_model("t.pt"), ("t.pt", "not TorchScript", "model.py:build"), {"t.pt": TEXT}),
+    Case("module as .pt", on_model("m.pt"), ("m.pt", "a pickle", "model.py:build"), {"m.pt": pickled_module}),
+    Case(
+        "another runtime than the file's own",
+        CONVERT,
+        ("t.tflite runs on tflite alone", "`- compile: tflite`"),
+        recipe(ONNX_RECIPE.replace("model.onnx", "t.tflite"), **{"t.tflite": TEXT}),
+    ),
     factory("factory is missing", "def bild():\n    pass\n", ("net.py", "'build'", "Did you mean bild?")),
     factory(
         "factory raises", "def build():\n    raise ValueError('no luck')\n", ("net.py:2", "ValueError: no luck", "Mend")

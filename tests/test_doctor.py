@@ -17,6 +17,7 @@ from rich.console import Console
 from edgeopt import backends, doctor
 from edgeopt.report.doctor import print_report
 
+NEEDS_HARDWARE = ("edgetpu", "tensorrt")  # that not every machine has
 BROKEN = {
     "crashing": "import os, signal, sys\nprint('illegal instruction ahead', file=sys.stderr, flush=True)\n"
     "os.kill(os.getpid(), signal.SIGSEGV)\n",
@@ -49,11 +50,18 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", backends.names())
+@pytest.mark.parametrize("name", [name for name in backends.names() if name not in NEEDS_HARDWARE])
 def test_an_installed_runtime_is_usable_and_its_version_is_told(report: doctor.Report, name: str) -> None:
     found = report.backends[name]
     assert (found.usable, found.reason, found.missing, found.install) == (True, None, None, None)
     assert found.version == importlib.metadata.version(backends.find(name).DISTRIBUTION)
+
+
+@pytest.mark.parametrize("name", NEEDS_HARDWARE)
+def test_a_runtime_whose_hardware_is_missing_is_not_usable_and_says_so(report: doctor.Report, name: str) -> None:
+    found = report.backends[name]
+    assert found.usable == bool(found.devices)
+    assert found.usable or found.reason or found.missing
 
 
 def test_openvino_tells_what_its_devices_are_capable_of(report: doctor.Report) -> None:

@@ -315,6 +315,10 @@ class TestOnnx:
         assert told.produced.outputs[0].shape == ("batch", 4, 6, 6)
         assert "'x': the free dimension H is 6" in told.produced.details["notes"][0]
 
+    def test_minus_one_is_free_too(self, imported, samples, tmp_path):
+        told, _, _ = imported(saved(conv_graph(shape=(-1, 3, 8, 8)), tmp_path / "m.onnx"), samples(x=images()))
+        assert [spec.shape[0] for spec in (*told.produced.inputs, *told.produced.outputs)] == ["batch", "batch"]
+
     def test_fixed_batch_stays(self, imported, samples, tmp_path):
         told, _, _ = imported(saved(conv_graph(shape=(1, 3, 8, 8)), tmp_path / "m.onnx"), samples(x=images()))
         assert told.produced.details["batch"] == "static" and told.produced.details["check"] == 0

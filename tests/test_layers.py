@@ -42,15 +42,21 @@ LAYERS: dict[str, tuple[str, ...]] = {
 
 # Folders whose files never import each other, with the files below their siblings, lowest first.
 SIBLINGS: dict[str, tuple[str, ...]] = {
-    "edgeopt.backends": (),
+    "edgeopt.backends": ("edgeopt.backends.tflite",),
     "edgeopt.bench": (),
-    "edgeopt.compilers": (),
+    "edgeopt.compilers": ("edgeopt.compilers.tflite",),
+    "edgeopt.edgetpu": (
+        "edgeopt.edgetpu.operators",
+        "edgeopt.edgetpu.compiled",
+        "edgeopt.edgetpu.partition",
+    ),
     "edgeopt.lowering": ("edgeopt.lowering.graph",),
     "edgeopt.stages": (),
     "edgeopt.formats": (
         "edgeopt.formats.counting",
         "edgeopt.formats.canonical",
         "edgeopt.formats.exporting",
+        "edgeopt.formats.tensorflow",
         "edgeopt.formats.onnx_node",
         "edgeopt.formats.onnx_quantizers",
         "edgeopt.formats.onnx_layers",
@@ -61,9 +67,11 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
         "edgeopt.kit.measure",
         "edgeopt.kit.comparison",
         "edgeopt.kit.usable",
+        "edgeopt.kit.transfer",
+        "edgeopt.kit.remote",
         "edgeopt.kit.table",
     ),
-    "edgeopt.devices": (),
+    "edgeopt.devices": ("edgeopt.devices.openssh",),
     "edgeopt.cli": (),
     "edgeopt.report": ("edgeopt.report.cells",),
     "edgeopt.quantization": (
@@ -89,6 +97,8 @@ DEVICE_LIBRARIES = {"numpy"}
 VENDORS = (
     "torch", "tensorflow", "keras", "onnx", "onnxruntime", "onnxslim", "onnxscript", "openvino", "nncf", "jax",
     "litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert", "tflite_runtime", "safetensors", "tensorrt",
+    "tensorrt_rtx", "tensorrt_rtx_bindings", "tensorrt_bindings", "cuda",
+    "tf2onnx", "h5py",
 )  # fmt: skip
 PICKLES = ("pickle", "_pickle", "cPickle", "dill", "joblib", "cloudpickle", "shelve", "marshal")
 

@@ -174,7 +174,9 @@ def test_the_schema_has_every_key_that_the_reader_knows(place: tuple[str, ...]) 
     for key in place:
         told = told["properties"][key]
     told = told if "properties" in told else told["anyOf"][1]
-    assert set(told["properties"]) == ({"base", *catalog.FIELDS} if place == ("target",) else known_keys(*place))
+    assert set(told["properties"]) == (
+        {"base", *catalog.FIELDS, *catalog.SSH} if place == ("target",) else known_keys(*place)
+    )
 
 
 def test_the_schema_has_every_quantity() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from edgeopt.compilers import tflite as compiler  # noqa: E402
 from edgeopt.errors import CorruptArtifact, InputError, StageError, UnsupportedOperator  # noqa: E402
 from edgeopt.formats import ModelRef  # noqa: E402
 from edgeopt.formats import tflite as reader  # noqa: E402
-from edgeopt.samples import Preprocess, adapt, write_samples  # noqa: E402
+from edgeopt.samples import Preprocess, adapt, restore, write_samples  # noqa: E402
 from edgeopt.stages import Produced, StageJob, quantize  # noqa: E402
 from edgeopt.target import Target  # noqa: E402
 
@@ -154,6 +155,44 @@ def test_int8_file_is_integer_inside_and_float_outside(built: SimpleNamespace) -
     assert reader.inspect(ModelRef(str(large)), None).precision == "fp32"
 
 
+@pytest.mark.parametrize("io", ["int8", "uint8"])
+def test_integer_inputs_and_outputs_carry_their_scale_and_compute_what_float_ones_do(
+    model: Path, samples: Path, canonical: Path, built: SimpleNamespace, tmp_path: Path, io: str
+) -> None:
+    made = compiled(model, tmp_path / io, canonical, samples, io=io)
+    session = backend.load(tmp_path / io / "model.tflite", {}, 1)
+    assert [spec.dtype for spec in (*session.inputs, *session.outputs)] == [io] * 4
+    assert made.inputs == tuple(replace(s, layout=w.layout) for s, w in zip(session.inputs, built.int8.inputs))
+    assert all(spec.scale is not None and spec.zero_point is not None for spec in (*made.inputs, *made.outputs))
+    found = restore(session.run(feeds(made.inputs)), made.outputs)
+    float_ends = backend.load(built.root / "int8" / "model.tflite", {}, 1)
+    wanted = float_ends.run(feeds(built.int8.inputs)).values()
+    for value, right, spec in zip(found, wanted, made.outputs):
+        np.testing.assert_allclose(value, right, atol=spec.scale * 1.01)  # halves are rounded to even here, up there
+
+
+@pytest.mark.parametrize("io", ["int8", "uint8"])
+def test_no_operator_computes_in_float_where_inputs_and_outputs_are_integers(
+    model: Path, samples: Path, canonical: Path, tmp_path: Path, io: str
+) -> None:
+    made = compiled(model, tmp_path / io, canonical, samples, io=io)
+    assert made.details["float_operators"] == {}
+    assert made.details["float_outputs"] == []
+    assert min(made.details["snr_db"]) > 20
+    file = reader.read(tmp_path / io / "model.tflite")
+    assert not [t.name for t in file.subgraphs[0].tensors if reader.dtype_name(t) == "float32"]
+
+
+def test_a_float_operator_in_an_integer_file_is_listed(built: SimpleNamespace) -> None:
+    assert compiler._float_operators(built.root / "fp32" / "model.tflite")["CONV_2D"] == 1
+
+
+def test_integer_inputs_are_objected_to_where_the_model_is_not_int8() -> None:
+    assert compiler.objection(compiler.CompileOptions(io="uint8"), "fp32")
+    assert compiler.objection(compiler.CompileOptions(io="uint8"), "int8-dynamic")
+    assert compiler.objection(compiler.CompileOptions(io="uint8"), "int8") is None
+
+
 def test_the_same_input_in_another_folder_gives_the_same_bytes(
     model: Path, samples: Path, canonical: Path, built: SimpleNamespace, tmp_path: Path
 ) -> None:
@@ -213,13 +252,15 @@ def test_a_model_that_onnx_import_lacks_is_read_from_pt2(model: Path, tmp_path: 
     shutil.copytree(model, copy)
     changed = onnx.load(copy / "model.onnx")
     relu = next(node for node in changed.graph.node if node.op_type == "Relu")
-    relu.op_type = "ThresholdedRelu"
-    relu.attribute.append(onnx.helper.make_attribute("alpha", 0.0))
+    whole, relu.output[0] = relu.output[0], "before"
+    same = onnx.helper.make_node("ReverseSequence", ["before", "one"], [whole], batch_axis=0, time_axis=1)  # of one
+    changed.graph.node.insert(list(changed.graph.node).index(relu) + 1, same)
+    changed.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(1, np.int64), "one"))
     onnx.save(changed, copy / "model.onnx")
     made = compiled(copy, tmp_path / "out")
     assert [spec.name for spec in made.outputs] == ["map", "scores"]
     (copy / "model.pt2").unlink()
-    with pytest.raises(UnsupportedOperator, match="ThresholdedRelu"):
+    with pytest.raises(UnsupportedOperator, match="ReverseSequence"):
         compiled(copy, tmp_path / "again")
 
 

@@ -7,6 +7,9 @@ A backend is a module with these names, held together by the protocol `Backend`:
     IMPORTS         the modules that loading it imports
     load(...)       an artifact's main file to a `Session`
 
+Two names are optional: `INSTALL`, the command that brings the runtime where it is not "pip install <DISTRIBUTION>"; and
+`devices()`, which gives {name: [capabilities]} of what the runtime computes on, and raises what keeps it from running.
+
 To add one from another package, publish such a module as an entry point in the group `edgeopt.backends`.
 """
 
@@ -29,6 +32,9 @@ BACKENDS: Dict[str, str] = {
     "onnxruntime": "edgeopt.backends.onnxruntime",
     "openvino": "edgeopt.backends.openvino",
     "tflite": "edgeopt.backends.tflite",
+    "edgetpu": "edgeopt.backends.edgetpu",
+    "tensorrt": "edgeopt.backends.tensorrt",
+    "torch": "edgeopt.backends.torch",
 }
 
 GROUP = "edgeopt.backends"
@@ -107,8 +113,12 @@ def status(name: str) -> Status:
         except ModuleNotFoundError:
             spec = None
         if spec is None or spec.origin is None:  # a mere folder of that name is a package without an origin
-            return Status(False, None, missing=module, install=f"pip install {backend.DISTRIBUTION}")
+            return Status(False, None, missing=module, install=_install(backend))
     return Status(True, version(backend.DISTRIBUTION))
+
+
+def _install(backend: Backend) -> str:
+    return str(getattr(backend, "INSTALL", f"pip install {backend.DISTRIBUTION}"))
 
 
 def require(name: str) -> Backend:

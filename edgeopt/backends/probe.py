@@ -28,6 +28,8 @@ def probe(args: Mapping[str, Any], channel: Channel) -> Dict[str, Any]:
         for module in backend.IMPORTS:
             importlib.import_module(module)
             devices.update(DEVICES[module]() if module in DEVICES else {})
+        tells = getattr(backend, "devices", None)
+        devices.update(tells() if tells else {})
     return {"devices": devices}
 
 

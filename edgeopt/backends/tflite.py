@@ -22,6 +22,7 @@ DISTRIBUTION = "ai-edge-litert"
 IMPORTS = ("ai_edge_litert.interpreter",)
 
 DEFAULT_SIGNATURE = "serving_default"
+EDGE_TPU = "edgetpu-custom-op"
 _UNRESOLVED = (
     re.compile(r"unresolved custom op: ?(\S+?)\.?(?:\s|$)"),
     re.compile(r"\((Flex\w+)\)"),
@@ -134,6 +135,11 @@ def _refusal(name: str, error: RuntimeError) -> StageError:
     text = str(error)
     for pattern in _UNRESOLVED:
         found = pattern.search(text)
+        if found and found.group(1) == EDGE_TPU:
+            return UnsupportedOperator(
+                f"{name} is compiled for the Edge TPU ({EDGE_TPU}), and LiteRT alone does not run it",
+                remedy="Run it with the backend edgetpu, where there is one, or give the .tflite file it was made of.",
+            )
         if found:
             return UnsupportedOperator(f"{name}: LiteRT has no operator {found.group(1)}")
     return StageError(f"{name}: LiteRT cannot prepare the model: {_first_line(error)}")

@@ -1,13 +1,16 @@
-"""edgeopt bench: bundles and models measured on this machine."""
+"""edgeopt bench: bundles and models measured on this machine, or on another."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeopt.cli import Json
+
+if TYPE_CHECKING:
+    from edgeopt.kit.command import Bench
 
 
 def bench(
@@ -38,23 +41,27 @@ def bench(
     unlike: Annotated[
         bool, typer.Option("--unlike", help="Compare them though the machines or threads differ.")
     ] = False,
+    target: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Measure on the device of this .yaml file, by SSH.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Json = False,
 ) -> int:
     """Prove bundles by their golden samples, then measure them and bare models in turn, on this machine.
 
-    The first is what the others are compared with. On a device without edgeopt, `python kit.pyz bench` does the same:
-    see edgeopt device-kit.
+    The first is what the others are compared with. With --target another machine measures, and this one needs no
+    runtime. On a device without edgeopt, `python kit.pyz bench` does the same: see edgeopt device-kit.
 
     \b
     Exit codes: 0 measured, 2 wrong input, 4 a bundle is damaged or computes
     something else here, or every candidate failed, 5 a library is missing,
-    130 interrupted.
+    6 the device cannot be reached, 130 interrupted.
 
     \b
     Examples:
       edgeopt bench runs/fashion-mnist-1/best
       edgeopt bench runs/fashion-mnist-1 model.onnx --data samples.npz -o today.jsonl
+      edgeopt bench best/ --target raspberry.yaml
       edgeopt bench --compare yesterday.jsonl today.jsonl
     """
     from edgeopt.errors import Interrupted
@@ -74,7 +81,15 @@ def bench(
         output=output,
     )
     try:
-        document = command.run_bench(request, quiet=quiet or as_json)
+        bench_there = _bench_of(target) if target else measure.bench
+        document = command.run_bench(request, quiet=quiet or as_json, bench=bench_there)
     except KeyboardInterrupt:
         raise Interrupted(command.STOPPED) from None
     return command.show_bench(document, as_json=as_json)
+
+
+def _bench_of(target: str) -> Bench:
+    """`edgeopt.kit.measure.bench` on another machine, or on this one."""
+    from edgeopt import catalog, devices
+
+    return devices.find(catalog.target(target)).bench

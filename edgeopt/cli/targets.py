@@ -8,8 +8,35 @@ from typing import Annotated
 import typer
 
 from edgeopt.cli import Json, console, print_json
+from edgeopt.errors import InputError
 
 app = typer.Typer(help="List or show the shipped targets.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback(invoke_without_command=True)
+def targets(
+    context: typer.Context,
+    matrix: Annotated[bool, typer.Option("--matrix", help="Which model formats go to which runtimes.")] = False,
+    as_json: Json = False,
+) -> int:
+    """List or show the shipped targets.
+
+    Example:  edgeopt targets --matrix
+    """
+    if context.invoked_subcommand is not None:
+        return 0
+    if not matrix:
+        raise InputError("targets needs a command or --matrix", remedy="edgeopt targets -h tells what may be written.")
+    from edgeopt.matrix import matrix as made
+    from edgeopt.matrix import print_matrix, print_missing
+
+    found = made()
+    if as_json:
+        print_json(found)
+        return 0
+    print_matrix(found, console())
+    print_missing(found, console())
+    return 0
 
 
 @app.command("list")

@@ -19,13 +19,19 @@ COMPILERS: dict[str, str] = {
     "onnxruntime": "edgeopt.compilers.onnxruntime",
     "openvino": "edgeopt.compilers.openvino",
     "tflite": "edgeopt.compilers.tflite",
+    "edgetpu": "edgeopt.compilers.edgetpu",
+    "tensorrt": "edgeopt.compilers.tensorrt",
+    "torch": "edgeopt.compilers.torch",
 }
 
 GROUP = "edgeopt.compilers"
 
 
 class Compiler(Protocol):
-    """The module of a compiler. The vendor libraries are imported inside `compile`."""
+    """The module of a compiler. The vendor libraries are imported inside `compile`.
+
+    One name is optional: `PROGRAMS`, the programs that it calls and that have to be on the search path.
+    """
 
     VERSION: int
     CompileOptions: type[Options]

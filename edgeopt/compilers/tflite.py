@@ -4,7 +4,8 @@ Q/DQ ONNX has no lossless way into LiteRT, so it is taken apart (`edgeopt.loweri
 weights on their grid and its biases corrected is converted, and quantized again over the ranges of the canonical model,
 whose tensors are recognized by their values. Only what the canonical model leaves in float, such as the outputs, is
 calibrated here, on the same samples. Images are given channels last (`TensorSpec.layout` is "NHWC"), outputs stay as
-the source model has them. The batch is static: 1 where it was free.
+the source model has them. The batch is static: 1 where it was free. With integer inputs and outputs, whoever feeds the
+file quantizes and dequantizes by their own scale and zero point (`TensorSpec.scale`), as `edgeopt.samples` does.
 
 It does not know how fast the result is, nor which of its operators XNNPACK takes.
 """
@@ -18,6 +19,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +28,7 @@ from edgeopt.backends import tflite as runtime
 from edgeopt.errors import StageError, UnsupportedOperator
 from edgeopt.lowering.tflite import Ranges, recognized, to_float
 from edgeopt.quantization import litert
-from edgeopt.samples import Samples, adapt
+from edgeopt.samples import Samples, adapt, restore
 from edgeopt.stages import Options, Produced, StageJob
 
 if TYPE_CHECKING:
@@ -45,9 +47,11 @@ BOUNDARY = ("QUANTIZE", "DEQUANTIZE")  # what stands between float32 inputs and 
 
 class CompileOptions(Options):
     """`auto` keeps what the parent computes in. `fp16` stores the weights of convolutions and products as float16 and
-    computes in float32: half the size, and the same speed."""
+    computes in float32: half the size, and the same speed. `io` is the type of the inputs and outputs of an int8 model
+    that are float32 in the source: integers for devices and programs without float arithmetic."""
 
     precision: Literal["auto", "fp32", "fp16"] = "auto"
+    io: Literal["float32", "int8", "uint8"] = "float32"
 
 
 def tools(options: CompileOptions) -> Sequence[str]:
@@ -62,6 +66,8 @@ def sample_roles(options: CompileOptions, precision: str) -> Sequence[str]:
 def objection(options: CompileOptions, precision: str) -> str | None:
     if precision != "fp32" and options.precision != "auto":
         return f"the model is already quantized to {precision}: {options.precision} would undo it"
+    if options.io != "float32" and precision != "int8":
+        return f"{options.io} inputs and outputs are those of an int8 model, and this one computes in {precision}"
     if precision == "int4-weights":
         return "LiteRT is slower with 4-bit weights than without, unless activations are quantized too: dynamic"
     return None
@@ -76,16 +82,23 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-@_quiet()
 def compile(job: StageJob) -> Produced:
-    """The file `model.tflite`. `details` has "snr_db" (signal to noise of what int8 or fp16 changed in the float
-    source, over the checked samples), "calibrated_tensors" (of an int8 file, those whose range is not the canonical
-    model's) and "float_operators" (of an int8 file, those that still compute in float, with their number).
+    """The file `model.tflite`: see `build`."""
+    return build(job, job.options.precision, litert.Integers(job.options.io))
+
+
+@_quiet()
+def build(job: StageJob, precision: str, integers: litert.Integers) -> Produced:
+    """The file `model.tflite`, an int8 one in the form that `integers` says.
+
+    `details` has "snr_db" (signal to noise of what int8 or fp16 changed in the float source, over the checked samples),
+    "calibrated_tensors" (of an int8 file, those whose range is not the canonical model's), "float_operators" (of an
+    int8 file, those that still compute in float, with their number) and "float_outputs" (where some stay in float
+    although integers were asked for, because one scale would ruin them).
 
     Raises UnsupportedOperator for operators that ONNX import or LiteRT lack, StageError for free dimensions other than
     the batch and where the float32 file does not compute what the source model does.
     """
-    precision = job.options.precision
     if precision == "auto":
         precision = job.parent.precision if job.parent.precision in QUANTIZED else "fp32"
     inputs, last = _static(job.parent.inputs), job.out / MAIN
@@ -103,7 +116,7 @@ def compile(job: StageJob) -> Produced:
         details: dict[str, Any] = {}
         if precision == "int8":
             known = _recognized(last, plain, ranges, feeds[0], specs) if ranges else {}
-            made, details["calibrated_tensors"] = _to_int8(job, last, specs, known)
+            made, details["calibrated_tensors"] = _to_int8(job, last, specs, known, integers)
             last.write_bytes(made)
             if kept := job.parent.details.get("control", {}).get("float_layers"):
                 details["float_layers_quantized"] = len(kept)  # of the canonical model: here every layer is quantized
@@ -116,10 +129,13 @@ def compile(job: StageJob) -> Produced:
     if precision != "fp32":
         job.progress(0.95, f"checking the {precision} file")
         session = runtime.load(last, {}, 1)
+        specs = _with_layout(session.inputs, inputs)
         reference = _run_onnx(source / ONNX, feeds)
         details["snr_db"] = _signal_to_noise(reference, _run(session, feeds, specs))
     if precision == "int8":
         details["float_operators"] = _float_operators(last)
+        if integers.io != "float32":
+            details["float_outputs"] = [s.name for s in session.outputs if s.dtype == "float32"]
     return Produced("tflite", MAIN, specs, session.outputs, precision, details=details)
 
 
@@ -147,8 +163,7 @@ def _static(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
 
 def _with_layout(found: Sequence[TensorSpec], source: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     return tuple(
-        TensorSpec(spec.name, spec.shape, spec.dtype, "NHWC" if _is_image(wanted) else None)
-        for spec, wanted in zip(found, source, strict=True)
+        replace(spec, layout="NHWC" if _is_image(wanted) else None) for spec, wanted in zip(found, source, strict=True)
     )
 
 
@@ -268,7 +283,11 @@ def _recognized(
 
 
 def _to_int8(
-    job: StageJob, model: Path, specs: Sequence[TensorSpec], known: Mapping[str, dict[str, Array]]
+    job: StageJob,
+    model: Path,
+    specs: Sequence[TensorSpec],
+    known: Mapping[str, dict[str, Array]],
+    integers: litert.Integers,
 ) -> tuple[bytes, int]:
     """The integer file, and how many of its tensors had to be calibrated because no range of theirs is known."""
     samples, batch = Samples(job.samples["calibration"]), int(specs[0].shape[0])
@@ -286,7 +305,8 @@ def _to_int8(
     job.progress(0.9, "quantizing")
     mixed = job.parent.details.get("mixed_outputs", ())  # parts of unlike ranges, which one scale would ruin
     heads = any(found["concat"] is None for found in mixed)
-    return litert.to_int8(model, ranges, litert.before_outputs(model, heads=heads) if mixed else {}), len(unknown)
+    in_float = litert.before_outputs(model, heads=heads) if mixed else {}
+    return litert.to_int8(model, ranges, in_float, integers), len(unknown)
 
 
 def _examples(job: StageJob, inputs: Sequence[TensorSpec]) -> list[dict[str, Array]]:
@@ -308,7 +328,7 @@ def _examples(job: StageJob, inputs: Sequence[TensorSpec]) -> list[dict[str, Arr
 
 
 def _run(session: Any, feeds: Sequence[Mapping[str, Array]], specs: Sequence[TensorSpec]) -> list[list[Array]]:
-    return [list(session.run(adapt(feed, specs)).values()) for feed in feeds]
+    return [restore(session.run(adapt(feed, specs)), session.outputs) for feed in feeds]
 
 
 def _run_onnx(path: Path, feeds: Sequence[Mapping[str, Array]]) -> list[list[Array]]:
@@ -355,7 +375,7 @@ def _signal_to_noise(reference: Sequence[Sequence[Array]], found: Sequence[Seque
 
 
 def _float_operators(path: Path) -> dict[str, int]:
-    """Operators of an integer model that read or write float32, other than its conversions at inputs and outputs."""
+    """Operators of an integer model that read or write float32, other than conversions at float inputs and outputs."""
     from edgeopt.formats import tflite
 
     model = tflite.read(path)

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeopt import backends
 from edgeopt.bench import machine, session
 from edgeopt.devices import Call
 from edgeopt.isa import instruction_sets
+from edgeopt.kit import measure
 from edgeopt.measurement import Machine
 
 
 class LocalDevice:
     """Measures on the machine that runs edgeopt."""
 
+    def check(self, backends_used: Iterable[str]) -> None:
+        """Plans are checked for their tools already."""
+
     def machine(self) -> Machine:
         return machine.fingerprint()
 
     def isa(self) -> tuple[str, ...]:
         return instruction_sets()
+
+    def runtime_version(self, backend: str) -> str | None:
+        return backends.version(backends.find(backend).DISTRIBUTION)
 
     def quality(self, args: Mapping[str, Any], call: Call) -> dict[str, Any]:
         return call("edgeopt.bench.quality:run", args)
@@ -35,3 +43,6 @@ class LocalDevice:
         return session.run_session(
             candidates, options, logs, on_event, machine=self.machine(), observe=machine.state, stopping=stopping
         )
+
+    def bench(self, request: measure.Request, tell: measure.Tell) -> dict[str, Any]:
+        return measure.bench(request, tell)

@@ -24,8 +24,23 @@ FORMATS: dict[str, str] = {
     "pt2": "edgeopt.formats.pt2",
     "openvino": "edgeopt.formats.openvino",
     "tflite": "edgeopt.formats.tflite",
+    "torchscript": "edgeopt.formats.torchscript",
+    "keras": "edgeopt.formats.keras",
+    "savedmodel": "edgeopt.formats.savedmodel",
 }
-SUFFIXES: dict[str, str] = {".onnx": "onnx", ".pt2": "pt2", ".xml": "openvino", ".tflite": "tflite"}
+SUFFIXES: dict[str, str] = {
+    ".onnx": "onnx",
+    ".pt2": "pt2",
+    ".pt": "torchscript",
+    ".pth": "torchscript",
+    ".ts": "torchscript",
+    ".torchscript": "torchscript",
+    ".keras": "keras",
+    ".h5": "keras",
+    ".hdf5": "keras",
+    ".xml": "openvino",
+    ".tflite": "tflite",
+}
 
 
 @dataclass(frozen=True)
@@ -92,8 +107,18 @@ class Importer(Protocol):
         ...
 
 
+class Kept(Protocol):
+    """The module of a format that one runtime runs and that has no way back to ONNX: it is measured as it is."""
+
+    RUNTIME: str  # the backend that runs it
+
+    def as_it_is(self, ref: ModelRef, samples: Path | None, out: Path, progress: Progress) -> Imported:
+        """Copy the model to `out`. Raises InputError where it is not what its name says, or the samples do not fit."""
+        ...
+
+
 class Format(Protocol):
-    """The module of a format. `to_onnx` (`Importer`) is missing from formats that are measured as they are."""
+    """The module of a format. `to_onnx` (`Importer`) is missing from those that are measured as they are (`Kept`)."""
 
     def tools(self) -> Sequence[str]:
         """The distributions whose versions change what `to_onnx` makes."""
@@ -107,8 +132,10 @@ class Format(Protocol):
 def format_of(model: str) -> str:
     """The format that a model's name says: by suffix, or "torch" for "file.py:function" and "package.module:function".
 
-    Raises InputError for any other name.
+    A folder is a SavedModel. Raises InputError for any other name.
     """
+    if Path(model).is_dir():
+        return "savedmodel"
     suffix = Path(model).suffix.lower()
     if suffix in SUFFIXES:
         return SUFFIXES[suffix]
@@ -126,6 +153,19 @@ def find(name: str) -> Format:
     return cast(Format, importlib.import_module(FORMATS[name]))
 
 
+def runtime_of(model: str) -> str | None:
+    """The one backend that runs a file of this name as it is; None where it becomes ONNX."""
+    name = SUFFIXES.get(Path(model).suffix.lower())
+    return None if name is None else getattr(find(name), "RUNTIME", None)
+
+
+def bring_in(ref: ModelRef, samples: Path | None, out: Path, progress: Progress) -> Imported:
+    """The source model in canonical form, or as it is where its format has no way to ONNX."""
+    module: Any = find(format_of(ref.model))
+    bring = module.to_onnx if hasattr(module, "to_onnx") else module.as_it_is
+    return cast(Imported, bring(ref, samples, out, progress))
+
+
 def importer(model: str) -> Importer:
     """The module that brings this model in. Raises InputError for formats that are measured as they are."""
     name = format_of(model)
@@ -133,7 +173,7 @@ def importer(model: str) -> Importer:
     if not hasattr(module, "to_onnx"):
         raise InputError(
             f"{model}: a model in the format {name} can be inspected and measured, not optimized further",
-            remedy="Give the source model: a torch factory such as model.py:build, .pt2 or .onnx.",
+            remedy="Give the source model: a torch factory such as model.py:build, .pt2, .onnx or .keras.",
         )
     return cast(Importer, module)
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.artifact import TensorSpec
 from edgeopt.errors import InputError, StageError
-from edgeopt.formats import counting
+from edgeopt.formats import Summary, counting
+from edgeopt.samples import Samples, adapt
 from edgeopt.stages import Produced
 
 if TYPE_CHECKING:
@@ -103,6 +104,21 @@ def write(model: Any, notes: Sequence[str], check: float | None, out: Path) -> P
         precision=counting.precision(model) or "fp32",
         details=details,
     )
+
+
+def kept(told: Summary, main: str, samples: Path | None) -> Produced:
+    """What is told of a model that is brought in as it is: the file `main`, in a format of its own runtime.
+
+    Raises InputError where the samples do not fit its inputs.
+    """
+    if samples is not None:
+        try:
+            adapt(Samples(samples).batch(0, 1), told.inputs)
+        except InputError as error:
+            error.where = error.where or SAMPLES
+            raise
+    details = {"parameters": told.parameters, "macs": told.macs}
+    return Produced(told.format, main, told.inputs, told.outputs, told.precision or "fp32", details=details)
 
 
 def opset_of(model: Any) -> int | None:
@@ -246,6 +262,8 @@ def type_remedy(given: str, wanted: str) -> str:
 
 
 def _shape_remedy(value: Array, spec: TensorSpec) -> str:
+    if not spec.shape:
+        return "One number for all samples is no input here: make it a constant, or give it the shape [batch, 1]."
     sample, wanted = value.shape[1:], spec.shape[1:]
     if len(sample) == 3 and wanted == (sample[2], *sample[:2]):
         return "Add `preprocess: {transpose: [2, 0, 1]}` to the recipe: the samples have their channels last."
@@ -359,7 +377,7 @@ def _settle_outputs(model: Any) -> None:
         return
     for value in model.graph.output:
         dims = value.type.tensor_type.shape.dim
-        if dims and not dims[0].HasField("dim_value"):
+        if dims and dims[0].dim_value < 1:  # some exporters write -1
             dims[0].dim_param = BATCH
 
 

@@ -91,7 +91,7 @@ def produce(
         raise StageError(f"torch.onnx cannot export the model: {_root_cause(error)}") from error
     model = onnx.ModelProto()
     model.CopyFrom(exported.model_proto)
-    _rename(model, names, output_names)
+    rename(model, names, output_names)
     for index, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{index}"
     model, told = canonical.canonical(model, feeds)
@@ -152,7 +152,7 @@ def _check(model: Any, eager: Callable[[int, int], list[Array]], feeds: Mapping[
     return canonical.difference(expected, list(found.values()))
 
 
-def _rename(model: Any, inputs: Sequence[str], outputs: Sequence[str] | None) -> None:
+def rename(model: Any, inputs: Sequence[str], outputs: Sequence[str] | None) -> None:
     """Give the graph's inputs and outputs their names, everywhere."""
     if outputs is None or len(outputs) != len(model.graph.output):
         count = len(model.graph.output)

@@ -28,6 +28,7 @@ from edgeopt.formats.onnx_layers import (
     padded,
     transposed_convolution,
 )
+from edgeopt.formats.onnx_node import as_tensor
 
 if TYPE_CHECKING:
     from edgeopt.formats.onnx_node import Node
@@ -134,6 +135,28 @@ def prelu(n: Node) -> Any:
     return n.call("where", n.call("lt", x, 0), n.call("mul", x, n.tensor(1)), x)
 
 
+def selu(n: Node) -> Any:
+    """gamma (x where x > 0, else alpha (e^x - 1))."""
+    alpha, gamma = n.attribute("alpha", 1.6732632423543772), n.attribute("gamma", 1.0507009873554805)
+    return n.call("mul", n.layer("ELU", n.tensor(0), alpha=alpha), gamma)
+
+
+def swish(n: Node) -> Any:
+    x, alpha = n.tensor(0), n.attribute("alpha", 1.0)
+    return n.call("mul", x, n.layer("Sigmoid", x if alpha == 1 else n.call("mul", x, alpha)))
+
+
+def thresholded_relu(n: Node) -> Any:
+    return n.call("threshold", n.tensor(0), n.attribute("alpha", 1.0), 0.0)
+
+
+def shrink(n: Node) -> Any:
+    """x + bias below -lambd, x - bias above lambd, 0 between."""
+    x, bias, edge = n.tensor(0), n.attribute("bias", 0.0), n.attribute("lambd", 0.5)
+    above = n.call("where", n.call("gt", x, edge), n.call("sub", x, bias), n.call("mul", x, 0.0))
+    return n.call("where", n.call("lt", x, -edge), n.call("add", x, bias), above)
+
+
 def softmax(layer: str) -> Translate:
     """Before opset 13 it works on all axes from `axis` on together."""
 
@@ -237,6 +260,59 @@ def gather(n: Node) -> Any:
 def gather_elements(n: Node) -> Any:
     axis = n.attribute("axis", 0)
     return n.call("gather", n.tensor(0), axis, n.call("remainder", n.tensor(1), n.shape(0)[axis]))
+
+
+def gather_nd(n: Node) -> Any:
+    """The last axis of the indices counts along the first axes of the data, after `batch_dims` that are passed by."""
+    shape, indexed, skipped = n.shape(0), n.shape(1), n.attribute("batch_dims", 0)
+    if skipped:
+        raise n.unsupported("batch_dims")
+    return n.item(n.tensor(0), _positions(n, shape[: indexed[-1]]))
+
+
+def _positions(n: Node, sizes: Sequence[int]) -> tuple[Any, ...]:
+    """An index for each axis, from the last axis of the second input; negative ones count from the end."""
+    if n.is_constant(1):
+        return tuple(
+            as_tensor(n.value(1)[..., axis] % size, f"constant_{n.position}_axis_{axis}", n.root, n.graph)
+            for axis, size in enumerate(sizes)
+        )
+    indices = n.tensor(1)
+    return tuple(n.call("remainder", n.call("select", indices, -1, axis), size) for axis, size in enumerate(sizes))
+
+
+def scatter_nd(n: Node) -> Any:
+    adds = {"none": False, "add": True}.get(n.attribute("reduction", "none"))
+    if adds is None:
+        raise n.unsupported(f"reduction {n.attribute('reduction')}")
+    where = _positions(n, n.shape(0)[: n.shape(1)[-1]])
+    return n.call("index_put", n.tensor(0), where, n.tensor(2), accumulate=adds)
+
+
+def scatter_elements(n: Node) -> Any:
+    kind, axis = n.attribute("reduction", "none"), n.attribute("axis", 0) % len(n.shape(0))
+    indices = n.call("remainder", n.tensor(1), n.shape(0)[axis])
+    if kind == "none":
+        return n.call("scatter", n.tensor(0), axis, indices, n.tensor(2))
+    names = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+    return n.call("scatter_reduce", n.tensor(0), axis, indices, n.tensor(2), names[kind])
+
+
+def one_hot(n: Node) -> Any:
+    """Compared with a row of numbers: what is out of range is nowhere on, as ONNX wants it."""
+    import numpy as np
+
+    depth, (off, on) = n.constant(1), n.constant(2)
+    depth = int(depth[0] if isinstance(depth, list) else depth)
+    rank = len(n.shape(0)) + 1
+    axis = n.attribute("axis", -1) % rank
+    wide = [depth if position == axis else 1 for position in range(rank)]
+    row = n.buffer(np.arange(depth).reshape(wide))
+    indices = n.call("unsqueeze", n.tensor(0), axis)
+    indices = n.call("where", n.call("lt", indices, 0), n.call("add", indices, depth), indices)
+    hot = n.call("eq", indices, row)
+    kind = _torch_dtype(n.dtypes.get(n.proto.output[0], 1))
+    return n.method("to", n.call("where", hot, on, off), kind)
 
 
 def pad(n: Node) -> Any:
@@ -377,6 +453,19 @@ def triangle(n: Node) -> Any:
     return n.call("triu" if n.attribute("upper", 1) else "tril", n.tensor(0), n.constant(1, default=0))
 
 
+def lp_normalization(n: Node) -> Any:
+    return n.call("div", n.tensor(0), n.call("norm", n.tensor(0), n.attribute("p", 2), n.attribute("axis", -1), True))
+
+
+def cast_like(n: Node) -> Any:
+    kind = n.value(1).dtype.name if n.is_constant(1) else None
+    if kind is None:
+        return n.method("to", n.tensor(0), _torch_dtype(n.dtypes[n.proto.input[1]]))
+    import torch
+
+    return n.method("to", n.tensor(0), getattr(torch, kind))
+
+
 def same(n: Node) -> Any:
     return n.tensor(0)
 
@@ -385,12 +474,15 @@ def constant_only(n: Node) -> Any:
     raise n.unsupported("an input is computed at run time")
 
 
+_TRIGONOMETRIC = ("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cosh", "Sinh", "Tan")
+
 OPERATORS: Mapping[str, Translate] = {
     # element by element
     "Abs": elementwise("abs"), "Ceil": elementwise("ceil"), "Cos": elementwise("cos"), "Erf": elementwise("erf"),
     "Exp": elementwise("exp"), "Floor": elementwise("floor"), "IsNaN": elementwise("isnan"),
     "Log": elementwise("log"), "Neg": elementwise("neg"), "Not": elementwise("logical_not"),
     "Reciprocal": elementwise("reciprocal"), "Round": elementwise("round"), "Sign": elementwise("sign"),
+    **{name: elementwise(name.lower()) for name in _TRIGONOMETRIC}, "IsInf": elementwise("isinf"),
     "Sin": elementwise("sin"), "Sqrt": elementwise("sqrt"), "Add": binary("add"), "Sub": binary("sub"),
     "Mul": binary("mul"), "Pow": binary("pow"), "Equal": binary("eq"), "Greater": binary("gt"),
     "GreaterOrEqual": binary("ge"), "Less": binary("lt"), "LessOrEqual": binary("le"), "And": many("logical_and"),
@@ -403,6 +495,7 @@ OPERATORS: Mapping[str, Translate] = {
     "LeakyRelu": activation("LeakyReLU", negative_slope=("alpha", 0.01)),
     "Elu": activation("ELU", alpha=("alpha", 1.0)), "Celu": activation("CELU", alpha=("alpha", 1.0)), "Clip": clip,
     "HardSigmoid": hard_sigmoid,
+    "Selu": selu, "Swish": swish, "ThresholdedRelu": thresholded_relu, "Shrink": shrink, "CastLike": cast_like,
     "HardSwish": hard_swish, "Gelu": gelu, "PRelu": prelu, "Softmax": softmax("Softmax"),
     "LogSoftmax": softmax("LogSoftmax"),
     # layers
@@ -413,14 +506,17 @@ OPERATORS: Mapping[str, Translate] = {
     # shapes
     "Reshape": reshape, "Flatten": flatten, "Squeeze": to_output_shape, "Unsqueeze": to_output_shape,
     "Transpose": transpose, "Concat": concat, "Split": split, "Slice": slices, "Gather": gather,
-    "GatherElements": gather_elements, "Pad": pad, "Expand": expand, "Tile": tile, "Shape": shape,
+    "GatherElements": gather_elements, "GatherND": gather_nd, "ScatterND": scatter_nd,
+    "ScatterElements": scatter_elements, "OneHot": one_hot, "Pad": pad, "Expand": expand, "Tile": tile, "Shape": shape,
     "DepthToSpace": depth_to_space, "SpaceToDepth": space_to_depth, "Resize": resize, "Upsample": resize,
     # reductions and searches
     "ReduceMean": reduce_mean, "ReduceSum": reduction("sum"), "ReduceMax": reduction("amax"),
     "ReduceMin": reduction("amin"), "ReduceL1": reduction("sum", before="abs"),
     "ReduceL2": reduction("sum", before="square", after="sqrt"), "ReduceSumSquare": reduction("sum", before="square"),
-    "ReduceLogSumExp": reduction("logsumexp"), "ReduceProd": reduce_product, "ArgMax": extreme_index("argmax"),
+    "ReduceLogSumExp": reduction("logsumexp"), "ReduceLogSum": reduction("sum", after="log"),
+    "LpNormalization": lp_normalization, "ReduceProd": reduce_product, "ArgMax": extreme_index("argmax"),
     "ArgMin": extreme_index("argmin"), "TopK": top_k, "CumSum": cumulative_sum, "Trilu": triangle,
     # made of constants alone, and so folded
-    "Constant": constant_only, "ConstantOfShape": constant_only, "Range": constant_only,
+    "Constant": constant_only, "ConstantOfShape": constant_only, "Range": constant_only, "Size": constant_only,
+    "EyeLike": constant_only,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""OpenVINO IR (.xml with the weights in a .bin beside it): inspected, not imported.
+"""OpenVINO IR (.xml with the weights in a .bin beside it): inspected, and brought in as it is.
 
 Shapes are OpenVINO's own inference; the network is read, never compiled.
 """
@@ -6,6 +6,7 @@ Shapes are OpenVINO's own inference; the network is read, never compiled.
 from __future__ import annotations
 
 import math
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from xml.etree import ElementTree
 
 from edgeopt.artifact import TensorSpec
 from edgeopt.errors import InputError
-from edgeopt.formats import ModelRef, Summary, require
+from edgeopt.formats import Imported, ModelRef, Progress, Summary, canonical, require
 from edgeopt.samples import Samples
 
 _PRECISIONS: Mapping[str, str] = {
@@ -25,8 +26,23 @@ _CONVOLUTIONS = ("Convolution", "GroupConvolution")
 _TRANSPOSED = ("ConvolutionBackpropData", "GroupConvolutionBackpropData")
 
 
+RUNTIME = "openvino"
+FILE = "model.xml"
+
+
 def tools() -> Sequence[str]:
     return ("openvino",)
+
+
+def as_it_is(ref: ModelRef, samples: Path | None, out: Path, progress: Progress) -> Imported:
+    """The .xml and its .bin, copied. Raises InputError where OpenVINO cannot read them, or the samples do not fit."""
+    progress(None, "reading the model")
+    told, path = inspect(ref, None), Path(ref.model)
+    shutil.copyfile(path, out / FILE)
+    weights = path.with_suffix(".bin")
+    if weights.is_file():
+        shutil.copyfile(weights, (out / FILE).with_suffix(".bin"))
+    return Imported(canonical.kept(told, FILE, samples), sources=(weights.resolve(),) if weights.is_file() else ())
 
 
 def inspect(ref: ModelRef, example: Path | None) -> Summary:

@@ -1,4 +1,4 @@
-"""Reads .tflite files and tells what they are. They are measured as they are: nothing here converts them.
+"""Reads .tflite files and tells what they are. They are brought in as they are: nothing here converts them.
 
 The flatbuffer's tables are read directly, so that a file with operators that this machine lacks is described too.
 """
@@ -6,6 +6,7 @@ The flatbuffer's tables are read directly, so that a file with operators that th
 from __future__ import annotations
 
 import math
+import shutil
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from edgeopt.artifact import Dimension, TensorSpec
 from edgeopt.errors import InputError
-from edgeopt.formats import ModelRef, Summary
+from edgeopt.formats import Imported, ModelRef, Progress, Summary, canonical
 
 IDENTIFIER = b"TFL3"
 DTYPES = {
@@ -24,11 +25,32 @@ DTYPES = {
     "COMPLEX64": "complex64", "COMPLEX128": "complex128",
 }  # fmt: skip
 PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8", "int4": "int4"}
-_UNCOUNTED = ("CUSTOM", "WHILE", "IF", "CALL_ONCE", "LSTM", "RNN")  # their work is not in the shapes of one graph
+SEALED = "edgetpu-custom-op"  # holds operators and weights that are for the Edge TPU's runtime alone
+_UNCOUNTED = (
+    "CUSTOM",
+    SEALED,
+    "WHILE",
+    "IF",
+    "CALL_ONCE",
+    "LSTM",
+    "RNN",
+)  # their work is not in the shapes of one graph
+
+
+RUNTIME = "tflite"
+FILE = "model.tflite"
 
 
 def tools() -> Sequence[str]:
     return ("ai-edge-litert",)
+
+
+def as_it_is(ref: ModelRef, samples: Path | None, out: Path, progress: Progress) -> Imported:
+    """The file, copied. Raises InputError where it is not a TFLite flatbuffer, or the samples do not fit its inputs."""
+    progress(None, "reading the model")
+    told = inspect(ref, None)
+    shutil.copyfile(ref.model, out / FILE)
+    return Imported(canonical.kept(told, FILE, samples), sources=())
 
 
 def inspect(ref: ModelRef, example: Path | None) -> Summary:  # noqa: ARG001
@@ -45,7 +67,7 @@ def inspect(ref: ModelRef, example: Path | None) -> Summary:  # noqa: ARG001
         format="tflite",
         inputs=_specs(model, graph.inputs, "inputs"),
         outputs=_specs(model, graph.outputs, "outputs"),
-        parameters=sum(by_dtype.values()),
+        parameters=None if SEALED in operators else sum(by_dtype.values()),
         macs=_macs(model),
         operators=dict(operators.most_common()),
         precision=PRECISIONS.get(by_dtype.most_common(1)[0][0]) if by_dtype else None,
@@ -79,6 +101,38 @@ def read(path: Path) -> Any:
     return model
 
 
+def signed(path: Path, key: str) -> bytes:
+    """The file with a signature called `key`, which the quantizer asks for: its own, else one of the tensors' names."""
+    import flatbuffers
+    import numpy as np
+    from ai_edge_litert import schema_py_generated as schema
+
+    model, content = read(path), path.read_bytes()
+    own = [entry for entry in _list(model.signatureDefs) if entry.subgraphIndex == 0]
+    if any(_text(entry.signatureKey) == key for entry in own):
+        return content
+    if own:
+        own[0].signatureKey = key
+    else:
+        entry, graph = schema.SignatureDefT(), model.subgraphs[0]
+        entry.signatureKey, entry.subgraphIndex = key, 0
+        for side in ("inputs", "outputs"):
+            maps = []
+            for index in getattr(graph, side):
+                named = schema.TensorMapT()
+                named.name, named.tensorIndex = graph.tensors[index].name, int(index)
+                maps.append(named)
+            setattr(entry, side, maps)
+        model.signatureDefs = [entry]
+    for buffer in model.buffers:
+        if (buffer.offset or 0) > 1:  # 0 and 1 are said of buffers inside the flatbuffer
+            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    builder = flatbuffers.Builder(len(content))
+    builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
+    return bytes(builder.Output())
+
+
 def operator_name(model: Any, operator: Any) -> str:
     """The type of an operator of `read`'s model: CONV_2D, or the custom operator's own name."""
     from ai_edge_litert.schema_py_generated import BuiltinOperator
@@ -107,7 +161,11 @@ def _text(value: bytes | str | None) -> str:
 
 
 def _list(value: Any) -> list[Any]:
-    return [] if value is None else list(value)
+    """Numbers as Python's own: numpy's int32 overflows in products and is no JSON."""
+    if value is None:
+        return []
+    plain: list[Any] = value.tolist() if hasattr(value, "tolist") else list(value)
+    return plain
 
 
 def _specs(model: Any, indices: Sequence[int], side: str) -> tuple[TensorSpec, ...]:

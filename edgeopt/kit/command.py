@@ -13,11 +13,11 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Iterable, NoReturn, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, NoReturn, Optional, Sequence, Tuple
 
 from edgeopt import __version__
 from edgeopt.errors import EdgeoptError, InputError, Interrupted
-from edgeopt.kit import comparison, measure, table, usable
+from edgeopt.kit import comparison, measure, remote, table, usable
 from edgeopt.samples import Preprocess
 from edgeopt.text import plain
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
 NAME = "kit.pyz"
+Bench = Callable[[measure.Request, measure.Tell], Dict[str, Any]]
+REMOTE = "remote"  # a verb for the workstation, not for people: it stands in no help
 STOPPED = "interrupted: nothing is left running, and nothing was written"
 BENCH_HELP: Dict[str, str] = {
     "paths": "A bundle (best/), a run directory, or a model file (.onnx, .tflite, OpenVINO's .xml); the first is what "
@@ -65,6 +67,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup has it ignored
             signal.signal(number, _terminated)
     try:
+        if arguments[:1] == [REMOTE]:
+            return remote.main(arguments[1:])
         given = _parser().parse_args(arguments)
         return _bench(given) if given.verb == "bench" else _doctor(given)
     except EdgeoptError as error:
@@ -76,12 +80,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 0
 
 
-def run_bench(request: measure.Request, *, quiet: bool = False) -> Dict[str, Any]:
-    """`edgeopt.kit.measure.bench`, its progress told on standard error where that is a terminal."""
+def run_bench(request: measure.Request, *, quiet: bool = False, bench: Bench = measure.bench) -> Dict[str, Any]:
+    """`edgeopt.kit.measure.bench`, here or elsewhere, its progress told on standard error where that is a terminal."""
     if quiet or not sys.stderr.isatty():
-        return measure.bench(request)
+        return bench(request, lambda *_: None)
     try:
-        return measure.bench(request, _tell)
+        return bench(request, _tell)
     finally:
         sys.stderr.write("\r\x1b[K")
 

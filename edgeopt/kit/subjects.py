@@ -21,6 +21,7 @@ from edgeopt.samples import Preprocess
 BEST = "best"
 RUN_FILES = ("run.json", "choice.json")
 SUFFIXES: Mapping[str, str] = {".onnx": "onnxruntime", ".tflite": "tflite", ".xml": "openvino"}
+EDGE_TPU = "_edgetpu.tflite"  # the name that its compiler gives
 UNKNOWN = "unknown"
 WHAT_MAY_BE_GIVEN = "Give a bundle (best/), a run directory, or a model file: .onnx, .tflite, or OpenVINO's .xml."
 
@@ -51,10 +52,11 @@ class Subject:
         return replace(self, artifact=replace(self.artifact, inputs=tuple(inputs), outputs=tuple(outputs)))
 
 
-def read(paths: Sequence[str], preprocess: Preprocess) -> List[Subject]:
+def read(paths: Sequence[str], preprocess: Preprocess, *, to_run: bool = True) -> List[Subject]:
     """What the paths are, in their order; `preprocess` is for bare models.
 
-    Raises InputError, CorruptArtifact for a damaged bundle, MissingDependency where a runtime is not installed.
+    Raises InputError, CorruptArtifact for a damaged bundle, and where they are `to_run` here MissingDependency where a
+    runtime is not installed.
     """
     if not paths:
         raise InputError("there is nothing to measure", remedy=WHAT_MAY_BE_GIVEN)
@@ -62,7 +64,7 @@ def read(paths: Sequence[str], preprocess: Preprocess) -> List[Subject]:
     for path in paths:
         name = _unique(path.rstrip("/") or path, found)
         found[name] = _read(name, Path(path), preprocess)
-    for backend in {subject.backend for subject in found.values()}:
+    for backend in {subject.backend for subject in found.values()} if to_run else ():
         backends.require(backend)
     return list(found.values())
 
@@ -75,7 +77,7 @@ def _read(name: str, path: Path, preprocess: Preprocess) -> Subject:
     if path.is_dir():
         bundle = read_bundle(_bundle_folder(path))
         return Subject(name, bundle.folder, bundle.backend, bundle.artifact, bundle.preprocess, bundle)
-    backend = SUFFIXES.get(path.suffix.lower())
+    backend = "edgetpu" if path.name.endswith(EDGE_TPU) else SUFFIXES.get(path.suffix.lower())
     if backend is None:
         raise InputError("neither a bundle nor a model file", where=str(path), remedy=WHAT_MAY_BE_GIVEN)
     return Subject(name, path.parent, backend, _bare(path, backends.find(backend).FORMAT), preprocess)

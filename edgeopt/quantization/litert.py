@@ -6,8 +6,10 @@ knows nothing of where a model came from. https://github.com/google-ai-edge/ai-e
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,23 +28,105 @@ PASSING = ("MAX_POOL_2D", "PAD", "RESHAPE", "SLICE", "SPLIT", "SQUEEZE", "STRIDE
 WITH_CONSTANT = ("ADD", "DIV", "MUL", "SUB")
 
 
-def to_int8(model: Path, ranges: Ranges, in_float: Mapping[str, str] = {}) -> bytes:
-    """Integers all through, but for the network's inputs and outputs, which stay float.
+@dataclass(frozen=True)
+class Integers:
+    """The form of an integer file.
+
+    `io` is the type of its inputs and outputs: "float32", "int8" or "uint8". `products_per_tensor`: the weights of
+    FULLY_CONNECTED have one scale, as the Edge TPU wants, and not one a channel. `inline`: weights are inside the
+    flatbuffer, for readers older than the field `Buffer.offset`.
+    """
+
+    io: str = "float32"
+    products_per_tensor: bool = False
+    inline: bool = False
+
+
+def to_int8(
+    model: Path,
+    ranges: Ranges,
+    in_float: Mapping[str, str] = {},
+    integers: Integers = Integers(),
+) -> bytes:
+    """Integers all through, but for the network's inputs and outputs, which are as `integers.io` says.
 
     Weights are symmetric, one scale a channel; activations have one scale and zero point a tensor. `ranges` has every
     activation; a weight that it lacks is quantized over the largest magnitude of each channel. `in_float` are operators
-    that stay in float, their types by the name of the tensor that they write.
+    that stay in float, their types by the name of the tensor that they write; the outputs then stay in float too.
     """
     from ai_edge_quantizer import qtyping, quantizer
 
-    recipe = _static_recipe()
+    recipe, given = _static_recipe(), {name: dict(value) for name, value in ranges.items()}
+    if integers.io != "float32":
+        names = qtyping.TFLOperationName
+        for boundary in (names.INPUT,) if in_float else (names.INPUT, names.OUTPUT):
+            recipe.add_static_config(".*", boundary, activation_num_bits=8, weight_num_bits=8)
+    if integers.products_per_tensor:
+        whole, product = qtyping.QuantGranularity.TENSORWISE, qtyping.TFLOperationName.FULLY_CONNECTED
+        recipe.add_static_config(".*", product, activation_num_bits=8, weight_num_bits=8, weight_granularity=whole)
+        for name in _weights_of_products(model):
+            given.pop(name, None)  # a range for each channel
     for name, operator in in_float.items():
         recipe.add_quantization_config(
             re.escape(name), qtyping.TFLOperationName[operator], algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE
         )
     made = quantizer.Quantizer(str(model), recipe.get_quantization_recipe())
-    given = {name: dict(value) for name, value in ranges.items()}
-    return bytes(made.quantize(given, enable_progress_bar=False, enable_progress_report=False).quantized_model)
+    result = bytes(made.quantize(given, enable_progress_bar=False, enable_progress_report=False).quantized_model)
+    if integers.inline or integers.io == "uint8":
+        result = _rewritten(result, unsigned=integers.io == "uint8")
+    return result
+
+
+def _rewritten(content: bytes, *, unsigned: bool) -> bytes:
+    """The same model with every buffer inside the flatbuffer and, where `unsigned`, uint8 inputs and outputs.
+
+    A QUANTIZE stands between those and the int8 tensors: their zero point is 128 higher, so that it changes no number.
+    """
+    import flatbuffers
+    import numpy as np
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(content)
+    for buffer in model.buffers:
+        if buffer.offset > 1:  # 0 and 1 are said of buffers inside
+            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    if unsigned:
+        _with_unsigned_boundary(model, schema)
+    builder = flatbuffers.Builder(len(content))
+    builder.Finish(model.Pack(builder), file_identifier=tflite.IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _with_unsigned_boundary(model: Any, schema: Any) -> None:
+    graph = model.subgraphs[0]
+    quantize = schema.OperatorCodeT()
+    quantize.builtinCode = quantize.deprecatedBuiltinCode = schema.BuiltinOperator.QUANTIZE
+    quantize.version = 1
+    model.operatorCodes.append(quantize)
+    signed = [entry for entry in model.signatureDefs or () if entry.subgraphIndex == 0]
+    for side, is_input in (("inputs", True), ("outputs", False)):
+        ends, moved = [int(index) for index in getattr(graph, side)], {}
+        for position, index in enumerate(ends):
+            inner = graph.tensors[index]
+            if tflite.dtype_name(inner) != "int8" or inner.quantization is None:
+                continue
+            outer = copy.deepcopy(inner)
+            outer.type = schema.TensorType.UINT8
+            outer.name = inner.name + b"_uint8"
+            outer.buffer = 0
+            outer.quantization.zeroPoint = [int(zero) + 128 for zero in inner.quantization.zeroPoint]
+            graph.tensors.append(outer)
+            moved[index] = ends[position] = len(graph.tensors) - 1
+            operator = schema.OperatorT()
+            operator.opcodeIndex = len(model.operatorCodes) - 1
+            pair = [ends[position], index] if is_input else [index, ends[position]]
+            operator.inputs, operator.outputs = pair[:1], pair[1:]
+            graph.operators.insert(0 if is_input else len(graph.operators), operator)
+        setattr(graph, side, ends)
+        for entry in signed:
+            for tensor in getattr(entry, side):
+                tensor.tensorIndex = moved.get(tensor.tensorIndex, tensor.tensorIndex)
 
 
 def calibrated(model: Path, feeds: Iterable[Mapping[str, Array]]) -> dict[str, dict[str, Array]]:
@@ -187,6 +271,13 @@ def _undivided(model: Path, group_size: int) -> list[str]:
         if tflite.operator_name(read, operator) == "FULLY_CONNECTED"
         and int(graph.tensors[operator.inputs[1]].shape[-1]) % group_size
     ]
+
+
+def _weights_of_products(model: Path) -> list[str]:
+    read = tflite.read(model)
+    graph = read.subgraphs[0]
+    products = [o for o in graph.operators if tflite.operator_name(read, o) == "FULLY_CONNECTED"]
+    return [graph.tensors[operator.inputs[1]].name.decode() for operator in products]
 
 
 def _static_recipe() -> Any:

@@ -29,6 +29,7 @@ STAGES: dict[str, str] = {
     "quantize": "edgeopt.stages.quantize",
     "compile": "edgeopt.stages.compile",
 }
+PLANNED: dict[str, str] = {"keep": "edgeopt.stages.keep"}  # what plans may have, and no recipe
 
 
 def _located(value: str, info: ValidationInfo) -> str:
@@ -230,7 +231,7 @@ def digest(location: str) -> str:
 
 def find(name: str) -> Stage:
     """The module of a stage, ours or another package's."""
-    module = STAGES.get(name)
+    module = STAGES.get(name) or PLANNED.get(name)
     if module is None:
         for entry in importlib.metadata.entry_points(group="edgeopt.stages"):
             if entry.name == name:

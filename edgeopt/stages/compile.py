@@ -40,6 +40,11 @@ def tools(choice: str, options: Any) -> Sequence[str]:
     return compilers.find(choice).tools(options)
 
 
+def programs(choice: str) -> Sequence[str]:
+    """The programs that a compiler calls, and that no package registry has."""
+    return tuple(getattr(compilers.find(choice), "PROGRAMS", ()))
+
+
 def sample_roles(choice: str, options: Any, precision: str) -> Sequence[str]:
     return compilers.find(choice).sample_roles(options, precision)
 

@@ -26,8 +26,7 @@ def run(args: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
 
     Returns {"produced": the fields of `Produced`, "sources": the files beside the model that it was made of}.
     """
-    importer = formats.importer(args["model"])
-    imported = importer.to_onnx(_ref(args), _folder(args.get("samples")), Path(args["out"]), channel.progress)
+    imported = formats.bring_in(_ref(args), _folder(args.get("samples")), Path(args["out"]), channel.progress)
     return {"produced": imported.produced.to_json(), "sources": [str(path) for path in imported.sources]}
 
 

@@ -1,0 +1,208 @@
+"""torch itself: the program of torch.export run eagerly, or compiled ahead of time by AOTInductor.
+
+The source is the program that stands beside the canonical ONNX, where the model came from torch; else the ONNX is
+brought into torch, with a batch of 1. Either way the result is compared with the ONNX in onnxruntime. What AOTInductor
+makes belongs to the processor and the torch that made it, and its bytes differ from one build to the next: it names the
+folders that it was made in.
+
+It knows nothing of quantization: torch has no fast kernels for Q/DQ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgeopt.artifact import TensorSpec, sha256_of_file
+from edgeopt.backends import torch as backend
+from edgeopt.errors import MissingDependency, StageError
+from edgeopt.formats import exporting
+from edgeopt.stages import Options, Produced, StageJob
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+VERSION = 1
+PROGRAM = "model.pt2"
+PACKAGE = "package.pt2"
+TOLERANCE = 1e-3  # of the largest magnitude of an output: other kernels round otherwise
+SAMPLES = 2
+
+
+class CompileOptions(Options):
+    """`mode`: "eager" runs operator by operator; "aot" compiles the program by AOTInductor, with a C++ compiler.
+
+    `device`: "cuda" computes on the GPU, which must be there.
+    """
+
+    mode: Literal["eager", "aot"] = "eager"
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+def tools(options: CompileOptions) -> Sequence[str]:
+    return ("torch", "onnx", "onnxruntime", "onnxslim")
+
+
+def sample_roles(options: CompileOptions, precision: str) -> Sequence[str]:
+    return ()
+
+
+def objection(options: CompileOptions, precision: str) -> str | None:
+    if precision != "fp32":
+        return f"torch runs the fp32 model, and this one computes in {precision}"
+    return None
+
+
+def compile(job: StageJob) -> Produced:
+    """Requires an ONNX model in fp32. Ensures a file that the backend loads, with the outputs of the ONNX."""
+    import torch
+
+    options: CompileOptions = job.options
+    backend.check_device(torch, options.device)
+    torch.set_num_threads(job.threads or 1)
+    program, inputs = _program(job)
+    if options.device == "cuda":
+        program = torch.export.passes.move_to_device_pass(program, "cuda")
+    main = job.out / (PACKAGE if options.mode == "aot" else PROGRAM)
+    if options.mode == "aot":
+        job.progress(0.2, "compiling with AOTInductor")
+        _compile_ahead(program, main)
+    else:
+        with _quiet():
+            torch.export.save(program, str(main))
+    runtime = {
+        "mode": options.mode,
+        "device": options.device,
+        "sha256": sha256_of_file(main),
+        "inputs": [spec.to_json() for spec in inputs],
+        "outputs": [spec.to_json() for spec in job.parent.outputs],
+    }
+    job.progress(0.9, "comparing with the ONNX model")
+    difference = _check(job, main, runtime, inputs)
+    return Produced(
+        format=backend.FORMAT,
+        main=main.name,
+        inputs=inputs,
+        outputs=job.parent.outputs,
+        precision=job.parent.precision,
+        runtime=runtime,
+        details={"difference": difference},
+        for_this_target=options.mode == "aot" or options.device == "cuda",
+    )
+
+
+def _program(job: StageJob) -> tuple[Any, tuple[TensorSpec, ...]]:
+    """The program, and the inputs that it takes, in its order."""
+    import torch
+
+    from edgeopt.formats import pt2
+    from edgeopt.formats.onnx_to_torch import import_onnx
+
+    archive = job.parent_folder / exporting.PROGRAM
+    if archive.is_file():
+        program = pt2.read(archive)
+        if len(program.graph_signature.user_inputs) == len(job.parent.inputs):
+            return program, job.parent.inputs
+    inputs = tuple(_with_batch_of_one(spec) for spec in job.parent.inputs)
+    module = import_onnx(job.parent_folder / job.parent.main, batch=1)
+    args = tuple(torch.from_numpy(value) for value in _examples(inputs, 1).values())
+    try:
+        with _quiet():
+            program = torch.export.export(module, args)
+    except Exception as error:  # a tracer runs every operator of the model: it may raise anything
+        raise StageError(f"torch.export cannot trace the imported model: {exporting.first_line(error)}") from error
+    exporting.strip(program)
+    return program, inputs
+
+
+def _compile_ahead(program: Any, main: Path) -> None:
+    """AOTInductor's package. Raises MissingDependency without a C++ compiler, StageError with the compiler's words."""
+    import torch
+    from torch._inductor import config, cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except (exc.InvalidCxxCompiler, RuntimeError) as error:
+        raise MissingDependency(
+            "AOTInductor needs a C++ compiler, and none is on the search path",
+            remedy="Install one (Debian: apt install g++), or name it in the variable CXX.",
+        ) from error
+    with tempfile.TemporaryDirectory(prefix="edgeopt-aot-") as folder, _environment(TORCHINDUCTOR_CACHE_DIR=folder):
+        try:
+            with _quiet(), config.patch(compile_threads=1):
+                torch._inductor.aoti_compile_and_package(program, package_path=str(main))
+        except Exception as error:  # a compiler of any model: it may raise anything
+            raise StageError(f"AOTInductor cannot compile the model: {exporting.first_line(error)}") from error
+
+
+def _check(job: StageJob, main: Path, runtime: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> float:
+    """The largest difference from the ONNX as a fraction of the largest magnitude. StageError above the tolerance."""
+    import numpy as np
+
+    from edgeopt.backends import onnxruntime
+
+    free = bool(inputs) and bool(inputs[0].shape) and not isinstance(inputs[0].shape[0], int)
+    feeds = _examples(inputs, SAMPLES if free else 1)
+    expected = onnxruntime.load(job.parent_folder / job.parent.main, {}, 1).run(feeds)
+    found = backend.load(main, runtime, job.threads or 1).run(feeds)
+    worst = 0.0
+    for name, wanted in expected.items():
+        if found[name].shape != wanted.shape:
+            raise StageError(f"output {name} is {list(found[name].shape)} in torch, {list(wanted.shape)} in ONNX")
+        if not wanted.size:
+            continue
+        gap = np.abs(found[name].astype(np.float64) - wanted.astype(np.float64)).max()
+        worst = max(worst, float(gap) / (float(np.abs(wanted).max()) or 1.0))
+    if not worst <= TOLERANCE:
+        raise StageError(f"torch's outputs differ from those of the ONNX model by {worst:.1e} of their magnitude")
+    return worst
+
+
+def _examples(inputs: Sequence[TensorSpec], batch: int) -> dict[str, Array]:
+    """Feeds of the inputs' shapes: noise for floats, zeros for all else, which every model takes."""
+    import numpy as np
+
+    noise = np.random.default_rng(0)
+    found: dict[str, Array] = {}
+    for spec in inputs:
+        shape = tuple(size if isinstance(size, int) else batch for size in spec.shape)
+        floating = np.dtype(spec.dtype).kind == "f"
+        found[spec.name] = (noise.standard_normal(shape) if floating else np.zeros(shape)).astype(spec.dtype)
+    return found
+
+
+def _with_batch_of_one(spec: TensorSpec) -> TensorSpec:
+    if not spec.shape or isinstance(spec.shape[0], int):
+        return spec
+    return replace(spec, shape=(1, *spec.shape[1:]))
+
+
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's own deprecation warnings about torch's own code are not the user's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

@@ -1,0 +1,79 @@
+"""Files through a pipe: a line of JSON with name and size, then the bytes, file after file, and last an end.
+
+Both ends of a connection use it. A stream that breaks off is told by its missing end; what the bytes are is not known
+here, but that they are what was promised is, where a file is named by its sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path, PurePosixPath
+from typing import IO, Callable, Iterable, Tuple
+
+from edgeopt.errors import CorruptArtifact
+
+PIECE_BYTES = 1 << 18
+
+Tell = Callable[[int], None]
+
+
+def write_files(stream: IO[bytes], files: Iterable[Tuple[str, Path]], tell: Tell = lambda _: None) -> None:
+    """Write the files under the names given with them. `tell` is called with the number of bytes just written."""
+    for name, path in files:
+        with open(path, "rb") as file:
+            left = os.fstat(file.fileno()).st_size
+            stream.write(json.dumps({"name": name, "size": left}).encode() + b"\n")
+            while left:
+                piece = file.read(min(left, PIECE_BYTES))
+                if not piece:
+                    raise CorruptArtifact(f"{path} became shorter while it was read")
+                stream.write(piece)
+                left -= len(piece)
+                tell(len(piece))
+    stream.write(b'{"end": true}\n')
+    stream.flush()
+
+
+def read_files(stream: IO[bytes], folder: Path, *, by_content: bool) -> int:
+    """Write what `write_files` sent below `folder`, each in one rename; returns how many.
+
+    `by_content` says that names are sha256 digests of the contents. Raises CorruptArtifact where the stream breaks off
+    (the files that were complete are kept), where a digest is another, or a name leads out of the folder.
+    """
+    count = 0
+    while True:
+        header = json.loads(stream.readline() or b"{}")
+        if header.get("end"):
+            return count
+        if not header:
+            raise CorruptArtifact("the transfer broke off")
+        name, left = str(header["name"]), int(header["size"])
+        place = folder.joinpath(*inside(name).parts)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
+        digest = hashlib.sha256()
+        try:
+            with open(partial, "wb") as file:
+                while left:
+                    piece = stream.read(min(left, PIECE_BYTES))
+                    if not piece:
+                        raise CorruptArtifact("the transfer broke off")
+                    digest.update(piece)
+                    file.write(piece)
+                    left -= len(piece)
+            if by_content and digest.hexdigest() != name:
+                raise CorruptArtifact(f"{name[:12]} arrived with other content: {digest.hexdigest()[:12]}")
+            os.replace(partial, place)
+        finally:
+            partial.unlink(missing_ok=True)
+        count += 1
+
+
+def inside(name: str) -> PurePosixPath:
+    """A relative path that stays below its folder. Raises CorruptArtifact."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+        raise CorruptArtifact(f"{name!r} is no name below a folder")
+    return path
