@@ -44,11 +44,11 @@ def main() -> None:
             point = (candidate["quality"]["value"] * 100, candidate["latency_ns"]["p50"]["value"] / 1e3)
             taught = "alpha-0" not in candidate["steps"]["distill"]
             points[float(pruned[1]), taught].append((*point, candidate["speedup"]["value"]))
-    print(f"{'channels':>8}  {'trained':16} {'top-1 %':24} {'p50 us':22} speed-up")
+    print(f"{'channels':>8}  {'trained':18} {'top-1 %':24} {'p50 us':22} speed-up")
     for (fraction, taught), values in sorted(points.items()):
         accuracies, latencies, speedups = ([value[i] for value in values] for i in range(3))
         print(
-            f"{fraction:6g} %  {'after the teacher' if taught else 'on labels':17}{spread(accuracies, '.2f'):24} "
+            f"{fraction:6g} %  {'after the teacher' if taught else 'on labels':18}{spread(accuracies, '.2f'):24} "
             f"{spread(latencies, '.0f'):22} {spread(speedups, '.1f')}x"
         )
 

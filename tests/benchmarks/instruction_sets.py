@@ -11,6 +11,7 @@ Reads model and samples from the cache that the command filled.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -75,7 +76,8 @@ def main() -> None:
                 target = replace(asked.target, isa=instructions)
                 if precision == "int8":
                     made.mkdir()
-                    canonical = artifact(quantize.run(replace(asked, target=target)), made), made
+                    with contextlib.redirect_stdout(sys.stderr):  # NNCF's progress
+                        canonical = artifact(quantize.run(replace(asked, target=target)), made), made
                 out.mkdir()
                 produced = compile.run(
                     replace(job(compile, "openvino", canonical, out, source.folder, calibration), target=target)
