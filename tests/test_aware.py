@@ -29,7 +29,8 @@ from edgeopt.stages import StageJob, compile, quantize
 
 torch.set_num_threads(1)  # fastest for so little work; and part of what a checkpoint is gone on with
 SCALE, PER_CHANNEL = np.float32(0.1), np.array([0.5, 0.03, 2.0], np.float32)
-TRAINING = {"epochs": 3, "batch": 32, "learning_rate": 1e-2, "ema": 0.9, "overflow_fix": "enable"}
+HURT = {"overflow_fix": "enable", "ranges": "mean-min-max"}  # 7-bit weights, and activations that are cut
+TRAINING = {"epochs": 3, "batch": 32, "learning_rate": 1e-2, "ema": 0.9, **HURT}
 
 
 def values(shape=(4, 3, 50)):
@@ -244,7 +245,7 @@ def built(asked):
 
 @functools.cache
 def int8():
-    return built(job(fashion.scratch() / "aware-int8", "int8", overflow_fix="enable"))
+    return built(job(fashion.scratch() / "aware-int8", "int8", **HURT))
 
 
 @functools.cache
