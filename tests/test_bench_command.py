@@ -330,6 +330,7 @@ def test_ctrl_c_leaves_nothing_running(here, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run behind nohup
     )
     until = time.monotonic() + 60
     while len(workers(process.pid)) < 2 and time.monotonic() < until and process.poll() is None:

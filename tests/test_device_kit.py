@@ -204,6 +204,7 @@ def test_nothing_is_left_running_when_it_is_stopped(device, tmp_path, sent):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),  # ignored where the tests run behind nohup
     )
     until = time.monotonic() + 60
     while len(children(process.pid)) < 2 and time.monotonic() < until and process.poll() is None:
