@@ -482,7 +482,7 @@ def test_smoothing_costs_no_operator_and_makes_outliers_cost_less(block):
     ("options", "name"),
     [
         ({}, "int8"),
-        ({"ranges": "mse"}, "int8-mse"),
+        ({"ranges": "min-max"}, "int8-min-max"),
         ({"ranges": "percentile"}, "int8-percentile"),
         ({"ranges": "percentile", "percentile": 99.9}, "int8-percentile-99.9"),
         ({"equalize": True}, "int8-equalize"),
