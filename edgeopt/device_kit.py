@@ -19,7 +19,7 @@ from edgeopt.errors import InputError
 SCHEMA = 1
 # A name covers all below it; edgeopt itself is its __init__.py alone.
 VALUES = ("edgeopt", "errors", "units", "text", "artifact", "target", "measurement", "budget")
-DEVICE = ("backends", "bench", "isa", "samples", "worker", "bundle", "nearby", "source", "data", "kit")
+DEVICE = ("backends", "bench", "isa", "samples", "worker", "bundle", "nearby", "source", "data", "environment", "kit")
 # Any Python reads it, to be told that it is too old.
 MAIN = """\
 import sys

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,28 +79,18 @@ def exit_code(found: Mapping[str, Any]) -> int:
     return StageError.exit_code if all(c["status"] == "failed" for c in tried) else BudgetError.exit_code
 
 
+@dataclass
 class _Work:
     """One run: builds and qualities as one graph of jobs, then the session."""
 
-    def __init__(
-        self,
-        made: Plan,
-        store: Store,
-        workers: Workers,
-        target: Target,
-        device: devices.Device,
-        display: Display,
-        remeasure: bool,
-        searched: search.Resolved,
-    ) -> None:
-        self.plan = made
-        self.store = store
-        self.workers = workers
-        self.searched = searched
-        self.target = target
-        self.device = device
-        self.display = display
-        self.remeasure = remeasure
+    plan: Plan
+    store: Store
+    workers: Workers
+    target: Target
+    device: devices.Device
+    display: Display
+    remeasure: bool
+    searched: search.Resolved
 
     def run(self) -> RunResult:
         self.display.planned(self.plan, self.plan.recipe.name)

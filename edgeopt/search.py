@@ -229,45 +229,40 @@ def _sorted(tried: Any) -> tuple[Tried, ...]:
     return tuple(sorted(tried, key=lambda one: one.fraction))
 
 
+@dataclass
 class _Prober:
-    """Builds and measures the fractions of one alternative.
+    """Builds and measures the fractions of one alternative, `searched`, of the recipe's step `index`.
 
     `failed` are the fractions that could not be built, with the error; `same` those that gave the very network of a
     smaller one.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        index: int,
-        searched: Alternative,
-        store: Store,
-        workers: Workers,
-        device: Device,
-        target: Target,
-        observer: Observer,
-        show: Show,
-    ) -> None:
-        self.recipe = recipe
-        self.stage = recipe.steps[index].stage
-        self.label = searched.label() or self.stage
-        self.failed: dict[float, EdgeoptError] = {}
-        self.same: dict[float, float] = {}
-        self._index = index
-        self._searched = searched
-        self._store = store
-        self._workers = workers
-        self._device = device
-        self._target = target
-        self._observer = observer
-        self._show = show
-        self._made: dict[str, float] = {}
-        self._ways: set[str] | None = None
-        self._session: SessionResult | None = None
+    recipe: Recipe
+    index: int
+    searched: Alternative
+    store: Store
+    workers: Workers
+    device: Device
+    target: Target
+    observer: Observer
+    show: Show
+    failed: dict[float, EdgeoptError] = field(default_factory=dict)
+    same: dict[float, float] = field(default_factory=dict)
+    _made: dict[str, float] = field(default_factory=dict)
+    _ways: set[str] | None = None
+    _session: SessionResult | None = None
+
+    @property
+    def stage(self) -> str:
+        return self.recipe.steps[self.index].stage
+
+    @property
+    def label(self) -> str:
+        return self.searched.label() or self.stage
 
     def alternative(self, fraction: float) -> Alternative:
         """The searched alternative at a fraction."""
-        choice, options = self._searched.choice, self._searched.options
+        choice, options = self.searched.choice, self.searched.options
         return Alternative(choice, stages.at(self.stage, choice, options, fraction))
 
     def tried(self, fractions: Sequence[float], quantity: str) -> dict[float, Tried]:
@@ -275,7 +270,7 @@ class _Prober:
         if self._ways is None:
             self._ways = self._best_ways(quantity)
         made = _only(plan.make(self._probes(fractions)), self.stage, self._ways)
-        self._show(made, f"searching {self.label}")
+        self.show(made, f"searching {self.label}")
         done = self._build(made)
         labels = {_cheap(self.stage, self.alternative(f)).label(): f for f in fractions if f}
         leaves: dict[float, list[Candidate]] = {fraction: [] for fraction in fractions}
@@ -316,7 +311,7 @@ class _Prober:
         ways = {candidate.id: _way(candidate, self.stage) for candidate in made.candidates}
         if len(set(ways.values())) <= 2 * BEST_WAYS:
             return set(ways.values())
-        self._show(made, f"searching {self.label}")
+        self.show(made, f"searching {self.label}")
         done = self._build(made)
         builds = {c.id: _value(d) for c in made.candidates if isinstance(d := done[c.step], Done)}
         if quantity == SIZE:
@@ -336,7 +331,7 @@ class _Prober:
         steps = []
         for index, step in enumerate(self.recipe.steps):
             alternatives: tuple[Alternative, ...] = step.alternatives
-            if index == self._index:
+            if index == self.index:
                 alternatives = tuple(_cheap(step.stage, self.alternative(f)) if f else _nothing() for f in fractions)
             elif stages.recovers(step.stage, None):
                 continue
@@ -347,11 +342,11 @@ class _Prober:
         return replace(self.recipe, steps=tuple(steps))
 
     def _build(self, made: Plan) -> dict[str, Done | EdgeoptError]:
-        limited = self._workers.clock is not None and self._workers.clock.limited
+        limited = self.workers.clock is not None and self.workers.clock.limited
         ranks = plan.ranks(made, ()) if limited else None
-        jobs = pipeline.build_jobs(made, self._store, self._workers, self._target, ranks)
+        jobs = pipeline.build_jobs(made, self.store, self.workers, self.target, ranks)
         at_once = machine.usable_cores()
-        done = run_all(jobs, at_once=at_once, observer=self._observer, stop=self._workers.stop)
+        done = run_all(jobs, at_once=at_once, observer=self.observer, stop=self.workers.stop)
         for error in done.values():
             if isinstance(error, NoTimeLeft):
                 raise error  # what is found must not depend on how far a search came
@@ -419,11 +414,11 @@ class _Prober:
             started,
             _value(done["data:validation"]),
             options,
-            self._store,
-            self._workers,
-            self._device,
-            self._target,
-            self._observer,
+            self.store,
+            self.workers,
+            self.device,
+            self.target,
+            self.observer,
             again=False,
         )
         return session

@@ -1,6 +1,20 @@
-"""Text from outside made harmless for a terminal, and for Markdown."""
+"""Text from outside made harmless for a terminal, and for Markdown; and the one line of an error that is told."""
 
 from __future__ import annotations
+
+LONGEST_LINE = 300
+
+
+def first_line(said: object) -> str:
+    """What an error says first, cut where it is long; the name of its class where it says nothing."""
+    lines = str(said).strip().splitlines()
+    return lines[0][:LONGEST_LINE] if lines else type(said).__name__
+
+
+def named_line(error: BaseException) -> str:
+    """The first line of an error, behind its class."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"
 
 
 def plain(text: object) -> str:

@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, cast
 
 from edgeopt.errors import EdgeoptError, InputError, StageError, WorkerCrashed, from_json
+from edgeopt.text import named_line
 
 Progress = Callable[[Optional[float], str], None]
 
@@ -434,9 +435,4 @@ def _told(error: BaseException) -> EdgeoptError:
     if isinstance(error, OSError) and (error.errno in (errno.ENOSPC, errno.EDQUOT) or _SHORT_WRITE.search(str(error))):
         remedy = "Free some, run `edgeopt cache gc`, or point EDGEOPT_CACHE to another disk."
         return InputError("no space left for what the worker writes", where=DISK, remedy=remedy)
-    return StageError(_first_line(error))
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
+    return StageError(named_line(error))

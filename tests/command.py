@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import processes
 from onnx import TensorProto, helper, numpy_helper
 
 PLUGIN = Path(__file__).parent / "plugin"
@@ -94,6 +95,7 @@ def start(folder: Path, cache: Path, *more: str, peak: Path | None = None) -> su
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=processes.as_usual,
     )
 
 

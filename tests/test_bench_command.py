@@ -6,15 +6,14 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import linear
 import numpy as np
 import onnx
+import processes
 import pytest
 from onnx import TensorProto, helper
 
@@ -323,40 +322,15 @@ def test_few_rounds_give_no_interval():
 
 
 def test_ctrl_c_leaves_nothing_running(here, tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "edgeopt", "bench", "best", "--rounds", "10000", "-o", str(tmp_path / "never.jsonl")],
-        cwd=here,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run behind nohup
-    )
-    until = time.monotonic() + 60
-    while len(workers(process.pid)) < 2 and time.monotonic() < until and process.poll() is None:
-        time.sleep(0.05)
-    left = workers(process.pid)
-    assert len(left) == 2, "the model and its twin"
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    never = tmp_path / "never.jsonl"
+    command = [sys.executable, "-m", "edgeopt", "bench", "best", "--rounds", "10000", "-o", str(never)]
+    with processes.started(command, cwd=here, env={**os.environ, "TMPDIR": str(tmp_path)}) as process:
+        left = processes.wait_for_children(process, 2)
+        assert len(left) == 2, "the model and its twin"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
     assert "nothing is left running" in err
-    assert gone(left)
+    assert processes.gone(left)
     assert not list(tmp_path.glob("edgeopt*")), "folders of ours"
-    assert not (tmp_path / "never.jsonl").exists()
-
-
-def gone(pids):
-    """Whether all have ended, within seconds: one that has just been started dies when it finds its parent gone."""
-    until = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < until:
-        time.sleep(0.02)
-    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
-
-
-def workers(pid):
-    try:
-        tasks = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/children")]
-    except OSError:
-        return []
-    return [int(child) for text in tasks for child in text.split()]
+    assert not never.exists()

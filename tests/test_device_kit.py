@@ -6,16 +6,15 @@ import fcntl
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import linear
+import processes
 import pytest
 from test_layers import LAYERS, MODULES, layer_of
 
@@ -194,37 +193,15 @@ def test_an_older_python_is_told_so(device):
     assert done.stderr == "Error: Python 3.9 or newer is needed, this is 3.8\n"
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("sent", processes.STOPS)
 def test_nothing_is_left_running_when_it_is_stopped(device, tmp_path, sent):
-    python = environment("onnxruntime")
-    process = subprocess.Popen(
-        [python, "kit.pyz", "bench", "onnxruntime", "--rounds", "10000"],
-        cwd=device,
-        env={"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),  # ignored where the tests run behind nohup
-    )
-    until = time.monotonic() + 60
-    while len(children(process.pid)) < 2 and time.monotonic() < until and process.poll() is None:
-        time.sleep(0.05)
-    left = children(process.pid)
-    assert len(left) == 2, "the model and its twin"
-    process.send_signal(sent)
-    out, err = process.communicate(timeout=30)
+    command = [environment("onnxruntime"), "kit.pyz", "bench", "onnxruntime", "--rounds", "10000"]
+    with processes.started(command, cwd=device, env={"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path)}) as process:
+        left = processes.wait_for_children(process, 2)
+        assert len(left) == 2, "the model and its twin"
+        process.send_signal(sent)
+        out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
     assert "nothing is left running" in err
-    until = time.monotonic() + 10  # one that has just been started dies when it finds its parent gone
-    while any(Path(f"/proc/{pid}").exists() for pid in left) and time.monotonic() < until:
-        time.sleep(0.02)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in left)
+    assert processes.gone(left)
     assert not list(tmp_path.glob("edgeopt*"))
-
-
-def children(pid):
-    try:
-        tasks = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/children")]
-    except OSError:
-        return []
-    return [int(child) for text in tasks for child in text.split()]

@@ -31,6 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "edgeopt.samples",
         "edgeopt.worker",
         "edgeopt.bundle",
+        "edgeopt.environment",
         "edgeopt.nearby",
         "edgeopt.source",
         "edgeopt.data",

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import linear
+import processes
 import pytest
 import yaml
 from test_device_kit import environment
@@ -121,7 +122,8 @@ def until(true, seconds=60):
 
 def start(path):
     command = [sys.executable, "-m", "edgeopt", "convert", str(path)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, preexec_fn=processes.as_usual, **pipes)
 
 
 @needs_sshd

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Tuple
 
 from edgeopt.artifact import Dimension, TensorSpec
 from edgeopt.errors import CorruptArtifact, InputError, MissingDependency, StageError, UnsupportedOperator
+from edgeopt.text import first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +59,7 @@ def load(main: Path, runtime: Mapping[str, Any], threads: int) -> OnnxRuntimeSes
     try:
         session = onnxruntime.InferenceSession(str(main), options, providers=["CPUExecutionProvider"])
     except (ort.NoSuchFile, ort.InvalidProtobuf, ort.InvalidArgument) as error:
-        raise CorruptArtifact(f"{main.name} is not an ONNX file: {_first_line(error)}") from error
+        raise CorruptArtifact(f"{main.name} is not an ONNX file: {first_line(error)}") from error
     except (ort.Fail, ort.InvalidGraph, ort.NotImplemented, ort.RuntimeException, RuntimeError) as error:
         raise _refusal(main.name, error) from error
     return OnnxRuntimeSession(session)
@@ -126,8 +127,4 @@ def _refusal(name: str, error: Exception) -> StageError:
         found = pattern.search(text)
         if found:
             return UnsupportedOperator(f"{name}: onnxruntime has no operator {found.group(1)}")
-    return StageError(f"{name}: onnxruntime cannot load the model: {_first_line(error)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return StageError(f"{name}: onnxruntime cannot load the model: {first_line(error)}")

@@ -35,6 +35,7 @@ from edgeopt.errors import (
     StageError,
     UnsupportedOperator,
 )
+from edgeopt.text import first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,7 +155,7 @@ def runtime_module() -> Any:
         return importlib.import_module(MODULE)
     except (ImportError, OSError) as error:
         library = LIBRARIES.get(DISTRIBUTION, DISTRIBUTION)
-        message = f"the backend tensorrt cannot be loaded: {_first_line(error)}"
+        message = f"the backend tensorrt cannot be loaded: {first_line(error)}"
         raise MissingDependency(message, remedy=f"pip install {DISTRIBUTION} {library}") from error
 
 
@@ -172,13 +173,13 @@ def cuda() -> Any:
         from cuda.bindings import runtime
     except ImportError as error:
         raise MissingDependency(
-            f"running a TensorRT engine needs cuda.bindings: {_first_line(error)}", remedy=f"pip install {CUDA}"
+            f"running a TensorRT engine needs cuda.bindings: {first_line(error)}", remedy=f"pip install {CUDA}"
         ) from error
     try:
         status, count = runtime.cudaGetDeviceCount()
     except RuntimeError as error:  # its loader, where libcuda.so.1 is not there
         raise NoAccelerator(
-            f"TensorRT engines cannot run here: no CUDA driver ({_first_line(error)})", remedy=DRIVER
+            f"TensorRT engines cannot run here: no CUDA driver ({first_line(error)})", remedy=DRIVER
         ) from error
     error_t = runtime.cudaError_t
     if status == error_t.cudaErrorInsufficientDriver:
@@ -511,7 +512,7 @@ def _logger(trt: Any) -> Any:
 
         def last_error(self) -> str:
             errors = [text for severity, text in self.said if severity != "WARNING"]
-            return _first_line(errors[-1]) if errors else "it does not say why"
+            return first_line(errors[-1]) if errors else "it does not say why"
 
     return Log()
 
@@ -522,7 +523,7 @@ def _made(trt: Any, name: str, *arguments: Any) -> Any:
         return getattr(trt, name)(*arguments)
     except TypeError as error:
         cuda()
-        raise StageError(f"TensorRT cannot make a {name}: {_first_line(error)}") from error
+        raise StageError(f"TensorRT cannot make a {name}: {first_line(error)}") from error
 
 
 def _strongly_typed(trt: Any) -> int:
@@ -535,7 +536,7 @@ def _refusal(parser: Any, name: str) -> StageError:
     """The parser's errors as one: the operators that it lacks where that is what they say."""
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     lacking = [error for error in errors if str(error.code()).rpartition(".")[2].startswith("UNSUPPORTED_NODE")]
-    told = [f"{_place(error)}{_first_line(error.desc())}" for error in errors]
+    told = [f"{_place(error)}{first_line(error.desc())}" for error in errors]
     if lacking:
         named = dict.fromkeys(error.node_operator() for error in lacking)
         places = "; ".join(f"{_place(error)}{_reason(error)}" for error in lacking[:3])
@@ -548,7 +549,7 @@ def _place(error: Any) -> str:
 
 
 def _reason(error: Any) -> str:
-    told = _first_line(error.desc())
+    told = first_line(error.desc())
     return "not supported" if told == "false" else told  # the text of the condition that failed
 
 
@@ -573,7 +574,7 @@ def _configured(trt: Any, builder: Any, network: Any, settings: BuildSettings, l
     _set_profile(builder, config, network, settings)
     refused = [text for severity, text in log.said if severity != "WARNING" or "unsupported" in text.lower()]
     if refused:
-        raise StageError(f"TensorRT does not take an option: {_first_line(refused[-1])}")
+        raise StageError(f"TensorRT does not take an option: {first_line(refused[-1])}")
     return config
 
 
@@ -715,7 +716,3 @@ def _written(shape: Sequence[int]) -> str:
 
 def _example(shape: Sequence[int]) -> str:
     return "x".join("1" if size < 0 else str(size) for size in shape)
-
-
-def _first_line(said: object) -> str:
-    return (str(said).strip().splitlines() or [type(said).__name__])[0][:300]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, Optional, Tuple
 
 from edgeopt.artifact import Dimension, TensorSpec
 from edgeopt.errors import CorruptArtifact, InputError, MissingDependency, StageError, UnsupportedOperator
+from edgeopt.text import first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +42,7 @@ def load(main: Path, runtime: Mapping[str, Any], threads: int) -> LiteRTSession:
     try:
         interpreter = Interpreter(model_path=str(main), num_threads=threads)
     except ValueError as error:  # the flatbuffer verifier, or a file that cannot be opened
-        raise CorruptArtifact(f"{main.name} is not a TFLite file: {_first_line(error)}") from error
+        raise CorruptArtifact(f"{main.name} is not a TFLite file: {first_line(error)}") from error
     try:
         interpreter.allocate_tensors()
     except RuntimeError as error:
@@ -142,8 +143,4 @@ def _refusal(name: str, error: RuntimeError) -> StageError:
             )
         if found:
             return UnsupportedOperator(f"{name}: LiteRT has no operator {found.group(1)}")
-    return StageError(f"{name}: LiteRT cannot prepare the model: {_first_line(error)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return StageError(f"{name}: LiteRT cannot prepare the model: {first_line(error)}")

@@ -8,13 +8,13 @@ artifact in it is to be trusted like a program. This module knows nothing of how
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 from edgeopt.artifact import TensorSpec, sha256_of_file
+from edgeopt.environment import environment
 from edgeopt.errors import CorruptArtifact, InputError, MissingDependency, NoAccelerator, StageError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _eager(torch: Any, main: Path, device: str) -> Callable[..., Any]:
 
 def _compiled(torch: Any, main: Path) -> Callable[..., Any]:
     try:
-        with _quiet(), tempfile.TemporaryDirectory(prefix="edgeopt-aot-") as folder, _environment(TMPDIR=folder):
+        with _quiet(), tempfile.TemporaryDirectory(prefix="edgeopt-aot-") as folder, environment(TMPDIR=folder):
             # It unpacks the machine code there. Once that is mapped its file may go, and would stay where a process is
             # ended from outside.
             call: Callable[..., Any] = torch._inductor.aoti_load_package(str(main))
@@ -151,21 +151,7 @@ def _compiled(torch: Any, main: Path) -> Callable[..., Any]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No pickled objects in what is read, and no word of torch's own deprecations."""
-    with _environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"), warnings.catch_warnings():
+    with environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
         yield
-
-
-@contextlib.contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from edgeopt import lowering
 from edgeopt.backends import onnxruntime as backend
-from edgeopt.errors import StageError
 from edgeopt.stages import Options, Produced, StageJob
 
 VERSION = 1
@@ -48,7 +47,7 @@ def compile(job: StageJob) -> Produced:
     source, made = job.parent_folder / job.parent.main, job.out / MODEL
     precision, runtime = job.parent.precision, {}
     if job.options.precision == "fp16":
-        onnx.save(_halved(onnx.load(str(source))), str(made))
+        onnx.save(lowering.to_fp16(onnx.load(str(source))), str(made))
         precision = "fp16"
     elif precision == "int8":
         onnx.save(lowering.for_onnxruntime(onnx.load(str(source))), str(made))
@@ -86,14 +85,3 @@ def optimized_operators(model: Path, runtime: Mapping[str, Any]) -> dict[str, in
         onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         nodes = onnx.load(str(optimized)).graph.node
     return dict(sorted(Counter(node.op_type for node in nodes).items()))
-
-
-def _halved(model: Any) -> Any:
-    """Weights and arithmetic in fp16. Where the CPU has no such kernel, onnxruntime computes in fp32 between casts."""
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    lowering.drop_value_info(model)
-    try:
-        return convert_float_to_float16(model, keep_io_types=True)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise StageError(f"the model cannot be converted to fp16: {error}") from error

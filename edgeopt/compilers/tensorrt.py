@@ -20,7 +20,7 @@ from pydantic import Field, field_validator, model_validator
 
 from edgeopt import lowering, units
 from edgeopt.backends import tensorrt as backend
-from edgeopt.errors import NoAccelerator, StageError
+from edgeopt.errors import NoAccelerator
 from edgeopt.stages import Options, Produced, StageJob
 from edgeopt.target import Target
 
@@ -139,7 +139,7 @@ def compile(job: StageJob) -> Produced:
     if precision == "int8":
         onnx.save(lowering.for_tensorrt(onnx.load(str(source))), str(typed))
     elif options.precision == "fp16":
-        onnx.save(_halved(onnx.load(str(source))), str(typed))
+        onnx.save(lowering.to_fp16(onnx.load(str(source))), str(typed))
         precision = "fp16"
     else:
         shutil.copyfile(source, typed)
@@ -187,17 +187,6 @@ def _details(engine: backend.Engine) -> Mapping[str, Any]:
         "layers": [layer.to_json() for layer in engine.layers],
         **({"notes": list(engine.notes)} if engine.notes else {}),
     }
-
-
-def _halved(model: Any) -> Any:
-    """Weights and arithmetic in fp16, as a strongly typed network has them; inputs and outputs stay float32."""
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    lowering.drop_value_info(model)
-    try:
-        return convert_float_to_float16(model, keep_io_types=True)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise StageError(f"the model cannot be converted to fp16: {error}") from error
 
 
 def _listed(text: str) -> list[str]:

@@ -13,7 +13,6 @@ It does not know how fast the result is, nor which of its operators XNNPACK take
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import tempfile
 import warnings
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgeopt.artifact import TensorSpec
 from edgeopt.backends import tflite as runtime
+from edgeopt.environment import environment
 from edgeopt.errors import StageError, UnsupportedOperator
 from edgeopt.lowering.tflite import Ranges, recognized, to_float
 from edgeopt.quantization import litert
@@ -195,27 +195,16 @@ def _torch_module(
             raise
     import torch
 
-    with _environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):
+    with environment(TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"):
         module: nn.Module = torch.export.load(archive).module(check_guards=False)
     return module, source / ONNX, None
-
-
-@contextlib.contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _convert(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bytes:
     """The float32 .tflite file, its signature named as the source model's where Python can say those names."""
     import torch
 
-    with _environment(LITERT_TORCH_SHOW_PROGRESS="n"):
+    with environment(LITERT_TORCH_SHOW_PROGRESS="n"):
         import litert_torch
     from torch.utils import _pytree as pytree
 
@@ -236,7 +225,7 @@ def _convert(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[
 
     feeds = {key: torch.zeros(_channels_last(spec), dtype=getattr(torch, spec.dtype)) for key, spec in keys.items()}
     try:
-        with _environment(LITERT_TORCH_SHOW_PROGRESS="n"), torch.no_grad():
+        with environment(LITERT_TORCH_SHOW_PROGRESS="n"), torch.no_grad():
             model: bytes = litert_torch.convert(Signature(), sample_kwargs=feeds).model_content()
     except RuntimeError as error:
         missing = re.search(r"Lowering not found: (\S+)", str(error))

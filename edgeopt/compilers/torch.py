@@ -10,20 +10,19 @@ It knows nothing of quantization: torch has no fast kernels for Q/DQ.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeopt.artifact import TensorSpec, sha256_of_file
 from edgeopt.backends import torch as backend
+from edgeopt.environment import environment
 from edgeopt.errors import MissingDependency, StageError
 from edgeopt.formats import exporting
 from edgeopt.stages import Options, Produced, StageJob
+from edgeopt.text import named_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +75,7 @@ def compile(job: StageJob) -> Produced:
         job.progress(0.2, "compiling with AOTInductor")
         _compile_ahead(program, main)
     else:
-        with _quiet():
+        with exporting.quiet():
             torch.export.save(program, str(main))
     runtime = {
         "mode": options.mode,
@@ -115,10 +114,10 @@ def _program(job: StageJob) -> tuple[Any, tuple[TensorSpec, ...]]:
     module = import_onnx(job.parent_folder / job.parent.main, batch=1)
     args = tuple(torch.from_numpy(value) for value in _examples(inputs, 1).values())
     try:
-        with _quiet():
+        with exporting.quiet():
             program = torch.export.export(module, args)
     except Exception as error:  # a tracer runs every operator of the model: it may raise anything
-        raise StageError(f"torch.export cannot trace the imported model: {exporting.first_line(error)}") from error
+        raise StageError(f"torch.export cannot trace the imported model: {named_line(error)}") from error
     exporting.strip(program)
     return program, inputs
 
@@ -135,12 +134,12 @@ def _compile_ahead(program: Any, main: Path) -> None:
             "AOTInductor needs a C++ compiler, and none is on the search path",
             remedy="Install one (Debian: apt install g++), or name it in the variable CXX.",
         ) from error
-    with tempfile.TemporaryDirectory(prefix="edgeopt-aot-") as folder, _environment(TORCHINDUCTOR_CACHE_DIR=folder):
+    with tempfile.TemporaryDirectory(prefix="edgeopt-aot-") as folder, environment(TORCHINDUCTOR_CACHE_DIR=folder):
         try:
-            with _quiet(), config.patch(compile_threads=1):
+            with exporting.quiet(), config.patch(compile_threads=1):
                 torch._inductor.aoti_compile_and_package(program, package_path=str(main))
         except Exception as error:  # a compiler of any model: it may raise anything
-            raise StageError(f"AOTInductor cannot compile the model: {exporting.first_line(error)}") from error
+            raise StageError(f"AOTInductor cannot compile the model: {named_line(error)}") from error
 
 
 def _check(job: StageJob, main: Path, runtime: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> float:
@@ -183,26 +182,3 @@ def _with_batch_of_one(spec: TensorSpec) -> TensorSpec:
     if not spec.shape or isinstance(spec.shape[0], int):
         return spec
     return replace(spec, shape=(1, *spec.shape[1:]))
-
-
-@contextlib.contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """torch's own deprecation warnings about torch's own code are not the user's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        yield

@@ -18,6 +18,7 @@ from edgeopt.errors import InputError, StageError
 from edgeopt.formats import Summary, counting
 from edgeopt.samples import Samples, adapt
 from edgeopt.stages import Produced
+from edgeopt.text import first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +66,7 @@ def canonical(model: Any, feeds: Feeds | None) -> tuple[Any, list[str]]:
         if model.ByteSize() < LARGEST_FILE_BYTES:
             onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise StageError(f"the model is not valid ONNX: {_first_line(error)}") from error
+        raise StageError(f"the model is not valid ONNX: {first_line(error)}") from error
     _settle_outputs(model)
     model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     return model, notes
@@ -152,7 +153,7 @@ def run(model: Any, feeds: Feeds) -> dict[str, Array] | None:
             for start in range(0, count - step + 1, step)
         ]
     except Exception as error:  # onnxruntime's errors have no class in common
-        raise StageError(f"onnxruntime does not run the model: {_first_line(error)}") from error
+        raise StageError(f"onnxruntime does not run the model: {first_line(error)}") from error
     names = [value.name for value in session.get_outputs()]
     if not pieces:
         raise StageError(f"the model takes batches of {step}, the samples are {count}")
@@ -325,7 +326,7 @@ def _in_a_common_opset(model: Any) -> tuple[Any, str | None]:
     try:
         return onnx.version_converter.convert_version(model, wanted), f"converted from opset {opset} to {wanted}"
     except (RuntimeError, ValueError, onnx.version_converter.ConvertError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
     if opset < OLDEST_OPSET_KEPT:
         raise StageError(
             f"the model is in opset {opset} and cannot be converted to {wanted}: {reason}",
@@ -379,8 +380,3 @@ def _settle_outputs(model: Any) -> None:
         dims = value.type.tensor_type.shape.dim
         if dims and dims[0].dim_value < 1:  # some exporters write -1
             dims[0].dim_param = BATCH
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:300] if text else type(error).__name__

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.errors import StageError
 from edgeopt.formats import Progress, canonical, counting
 from edgeopt.stages import Produced
+from edgeopt.text import named_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,22 +45,22 @@ def trace(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[
     }
     two = tuple(_twice(value) for value in args)
     try:
-        with _quiet():
+        with quiet():
             named = {name: _twice(value) for name, value in kwargs.items()}
             program = torch.export.export(module, two, named, dynamic_shapes=free)
         if _keeps_the_batch(program):
             return program, None
         reason = "an output has another first dimension"
     except Exception as error:  # a tracer runs the user's code: it may raise anything
-        reason = first_line(error)
+        reason = named_line(error)
     one = tuple(value[:1] for value in args)
     named = {name: value[:1] for name, value in kwargs.items()}
     try:
-        with _quiet():
+        with quiet():
             return torch.export.export(module, one, named), reason
     except Exception as error:
         raise StageError(
-            f"torch.export cannot trace the model: {first_line(error)}",
+            f"torch.export cannot trace the model: {named_line(error)}",
             remedy="Branches on the values of tensors, and calls into other libraries, cannot be exported.",
         ) from error
 
@@ -85,7 +86,7 @@ def produce(
     progress(0.5, "exporting to ONNX")
     strip(program)
     try:
-        with _quiet():
+        with quiet():
             exported = torch.onnx.export(program, dynamo=True, external_data=False, optimize=True, verbose=False)
     except Exception as error:  # the exporter runs hundreds of translations: they may raise anything
         raise StageError(f"torch.onnx cannot export the model: {_root_cause(error)}") from error
@@ -127,12 +128,6 @@ def flatten(outputs: Any) -> tuple[list[Any], list[str] | None]:
     if isinstance(outputs, Mapping) and len(outputs) == len(leaves) and all(isinstance(key, str) for key in outputs):
         return leaves, list(outputs)
     return leaves, None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error, with its class."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
 
 
 def _check(model: Any, eager: Callable[[int, int], list[Array]], feeds: Mapping[str, Array]) -> float | None:
@@ -197,7 +192,7 @@ def _arguments(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> d
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """torch's own deprecation warnings about torch's own code are not the user's."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -208,4 +203,4 @@ def _quiet() -> Iterator[None]:
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return first_line(error)
+    return named_line(error)

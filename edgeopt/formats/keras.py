@@ -23,6 +23,7 @@ from typing import Any
 from edgeopt.errors import InputError
 from edgeopt.formats import Imported, ModelRef, Progress, Summary, counting, exporting, require
 from edgeopt.formats import tensorflow as common
+from edgeopt.text import named_line
 
 _OWN = re.compile(
     r"keras(\.src)?(\.(layers|models|ops|initializers|regularizers|constraints|activations|dtype_policies|optimizers"
@@ -83,7 +84,7 @@ def read(path: Path) -> Any:
             return keras.saving.load_model(path, compile=False, safe_mode=True)
     except (ValueError, TypeError, KeyError, OSError, AttributeError, ImportError, NotImplementedError) as error:
         raise InputError(
-            f"Keras {keras.__version__} cannot read it: {exporting.first_line(error)}", where=path.name, remedy=_REMEDY
+            f"Keras {keras.__version__} cannot read it: {named_line(error)}", where=path.name, remedy=_REMEDY
         ) from error
 
 

@@ -24,6 +24,7 @@ from edgeopt.artifact import TensorSpec
 from edgeopt.errors import InputError, StageError
 from edgeopt.formats import Imported, ModelRef, Progress, Summary, canonical, exporting, require
 from edgeopt.samples import Samples
+from edgeopt.text import named_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,7 +140,7 @@ def read(path: Path) -> Any:
         return torch.export.load(_archive(members))
     except (RuntimeError, AssertionError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"torch cannot read this program: {exporting.first_line(error)}",
+            f"torch cannot read this program: {named_line(error)}",
             where=path.name,
             remedy=f"It was saved by torch {program.get('torch_version')}; this is torch {torch.__version__}.",
         ) from error

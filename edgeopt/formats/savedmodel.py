@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import InputError
-from edgeopt.formats import Imported, ModelRef, Progress, Summary, counting, exporting
+from edgeopt.formats import Imported, ModelRef, Progress, Summary, counting
 from edgeopt.formats import tensorflow as common
+from edgeopt.text import named_line
 
 FILE = "saved_model.pb"
 DEFAULT = "serving_default"
@@ -78,7 +79,7 @@ def _function(path: Path) -> tuple[Any, Any, list[str]]:
         with common.quiet():
             loaded = tensorflow.saved_model.load(str(path))
     except (tensorflow.errors.OpError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"TensorFlow cannot read it: {exporting.first_line(error)}", where=path.name) from error
+        raise InputError(f"TensorFlow cannot read it: {named_line(error)}", where=path.name) from error
     own = [name for name in loaded.signatures if not name.startswith(_HIDDEN)]
     chosen = DEFAULT if DEFAULT in own else own[0] if len(own) == 1 else None
     if chosen is None:

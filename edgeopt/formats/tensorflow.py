@@ -25,6 +25,7 @@ from edgeopt.errors import InputError, StageError, UnsupportedOperator
 from edgeopt.formats import Progress, canonical, counting, exporting, require
 from edgeopt.samples import Samples
 from edgeopt.stages import Produced
+from edgeopt.text import named_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,7 +121,7 @@ def to_model(function: Function, specs: Sequence[TensorSpec], outputs: Sequence[
         with quiet():
             model = tf2onnx.convert.from_function(traced, input_signature=wanted, opset=OPSET)[0]
     except Exception as error:  # a converter runs hundreds of translations: they may raise anything
-        raise StageError(f"tf2onnx cannot convert the model: {exporting.first_line(error)}") from error
+        raise StageError(f"tf2onnx cannot convert the model: {named_line(error)}") from error
     missing = Counter(
         node.op_type
         for graph in counting.graphs(model.graph)
@@ -226,7 +227,7 @@ def run(function: Function, specs: Sequence[TensorSpec], feeds: Sequence[Array],
                 tensors = [tensorflow.constant(value[start : start + step]) for value in feeds]
                 pieces.append([np.asarray(value) for value in function(*tensors)])
     except (tensorflow.errors.OpError, ValueError, TypeError) as error:
-        raise StageError(f"TensorFlow does not run the model: {exporting.first_line(error)}") from error
+        raise StageError(f"TensorFlow does not run the model: {named_line(error)}") from error
     if not pieces:
         raise InputError(f"the model takes batches of {step}, the samples are {count}", where=canonical.SAMPLES)
     return [

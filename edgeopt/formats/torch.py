@@ -18,6 +18,7 @@ from edgeopt.errors import InputError
 from edgeopt.formats import Imported, ModelRef, Progress, Summary, canonical, exporting, require
 from edgeopt.samples import Samples
 from edgeopt.source import UserFunction, load_function
+from edgeopt.text import named_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -283,9 +284,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
             what = "holds Python objects, not tensors alone: loading it could run anything"
         raise InputError(what, where=str(path), remedy=_SAVE) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(
-            f"not a torch checkpoint: {exporting.first_line(error)}", where=str(path), remedy=_SAVE
-        ) from error
+        raise InputError(f"not a torch checkpoint: {named_line(error)}", where=str(path), remedy=_SAVE) from error
     for name in _CONTAINERS:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]

@@ -25,6 +25,7 @@ from edgeopt.artifact import TensorSpec
 from edgeopt.errors import InputError, StageError
 from edgeopt.formats import Imported, ModelRef, Progress, Summary, canonical, exporting, require
 from edgeopt.samples import Samples
+from edgeopt.text import named_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,9 +112,7 @@ def read(path: Path) -> Any:
         with _quiet():
             return torch.jit.load(str(path), map_location="cpu").eval()
     except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"torch {torch.__version__} cannot read it: {exporting.first_line(error)}", where=path.name
-        ) from error
+        raise InputError(f"torch {torch.__version__} cannot read it: {named_line(error)}", where=path.name) from error
 
 
 def _check(path: Path) -> None:
@@ -203,7 +202,7 @@ def _exported(module: Any, tensors: Sequence[Any], names: Sequence[str], *, free
             )
     except Exception as error:  # the exporter runs hundreds of translations: they may raise anything
         raise StageError(
-            f"torch.onnx cannot export this TorchScript: {exporting.first_line(error)}",
+            f"torch.onnx cannot export this TorchScript: {named_line(error)}",
             remedy="Give the torch factory that it was made of: it goes through torch.export.",
         ) from error
     model = onnx.load_model_from_string(buffer.getvalue())

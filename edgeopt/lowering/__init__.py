@@ -7,6 +7,7 @@ OpenVINO has no file: it takes canonical Q/DQ as it is.
 from __future__ import annotations
 
 from edgeopt.lowering.graph import drop_unused, drop_value_info
+from edgeopt.lowering.half import to_fp16
 from edgeopt.lowering.onnxruntime import (
     fold_activations,
     for_onnxruntime,
@@ -24,5 +25,6 @@ __all__ = [
     "for_tensorrt",
     "make_activations_unsigned",
     "quantize_biases",
+    "to_fp16",
     "weights_for_onnxruntime",
 ]

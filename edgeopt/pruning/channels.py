@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgeopt.errors import StageError
+from edgeopt.text import first_line
 
 LEAST_KEPT = 0.1  # of a group's channels under a global ranking, which would empty some layers otherwise
 MOST_INDICES = 1 << 17  # of a layer in a group: a VGG's first linear layer has 25,088
@@ -170,7 +171,7 @@ class Prunable:
                     self.module, example_inputs=self.call, forward_fn=lambda module, call: call(module), verbose=False
                 )
         except Exception as error:  # tracing runs the user's code: it may raise anything
-            raise StageError(f"Torch-Pruning cannot trace the model: {_first_line(error)}") from error
+            raise StageError(f"Torch-Pruning cannot trace the model: {first_line(error)}") from error
 
     def _groups(self, free: bool = True) -> Iterator[Any]:
         """The groups with all of their channels, each once; where `free`, those alone that may lose channels."""
@@ -240,7 +241,7 @@ class Prunable:
                         return "a layer tied to it would be left without channels"
                     after = _shapes(self.call(self.module))
             except Exception as error:  # the user's code, with shapes that it may not have thought of
-                return f"the model does not run with fewer channels: {_first_line(error)}"
+                return f"the model does not run with fewer channels: {first_line(error)}"
         return None if after == before else "the model's outputs would have other shapes"
 
     def _remove(self, group: Any, indices: list[int], pruned: Pruned) -> bool:
@@ -520,8 +521,3 @@ def _shapes(outputs: Any) -> list[tuple[int, ...]]:
 def _told(reasons: Mapping[str, str]) -> str:
     told = [f"{name}: {reason}" for name, reason in reasons.items()]
     return "; ".join(told[:6]) + (f"; and {len(told) - 6} more layers" if len(told) > 6 else "")
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__

@@ -29,6 +29,7 @@ from edgeopt.quantization import aware, control, equalization, execution, output
 from edgeopt.samples import Samples
 from edgeopt.stages import Options, Produced, StageJob
 from edgeopt.target import Target
+from edgeopt.text import first_line
 from edgeopt.training import distillation, loop
 from edgeopt.training.distillation import DistillationOptions
 
@@ -200,15 +201,15 @@ def run(job: StageJob) -> Produced:
         try:
             model = quantize(applied)
         except nncf.ValidationError as error:
-            raise InputError(f"quantize int8: {_first_line(error)}") from error
+            raise InputError(f"quantize int8: {first_line(error)}") from error
         except _failures() as error:
             if applied != "full":
-                raise StageError(f"NNCF cannot quantize this model: {_first_line(error)}") from error
-            applied, fell_back = "fast", _first_line(error)  # the full correction cuts graphs up, which some forbid
+                raise StageError(f"NNCF cannot quantize this model: {first_line(error)}") from error
+            applied, fell_back = "fast", first_line(error)  # the full correction cuts graphs up, which some forbid
             try:
                 model = quantize(applied)
             except _failures() as second:
-                raise StageError(f"NNCF cannot quantize this model: {_first_line(second)}") from second
+                raise StageError(f"NNCF cannot quantize this model: {first_line(second)}") from second
 
     model, mixed = outputs.separated(model, original, execution.batches(original, samples))
     controlled = None
@@ -319,7 +320,7 @@ def _prepared(model: Any) -> Any:
             model = version_converter.convert_version(model, OLDEST_OPSET)
         except RuntimeError as error:
             raise StageError(
-                f"the model has opset {opset} and cannot be brought to {OLDEST_OPSET}: {_first_line(error)}",
+                f"the model has opset {opset} and cannot be brought to {OLDEST_OPSET}: {first_line(error)}",
                 remedy=f"Export it again with opset {OLDEST_OPSET} or newer.",
             ) from error
     used: set[str] = set()
@@ -352,7 +353,7 @@ def _rescaled(
                 feeds = _Feeds(samples, progress)
                 model, smoothed = smoothing.smooth(model, feeds, len(samples), options.smooth)
             except _failures() as error:
-                raise StageError(f"NNCF cannot smooth this model: {_first_line(error)}") from error
+                raise StageError(f"NNCF cannot smooth this model: {first_line(error)}") from error
         if not smoothed.folded:
             raise StageError(
                 "there is no LayerNormalization to smooth that linear layers alone read", remedy="Leave `smooth` out."
@@ -441,8 +442,3 @@ def _failures() -> tuple[type[Exception], ...]:
     of_nncf = (nncf.InternalError, nncf.UnsupportedModelError)
     of_onnxruntime = (ort.Fail, ort.InvalidArgument, ort.InvalidGraph, ort.NotImplemented, ort.RuntimeException)
     return (RuntimeError, ValueError, KeyError, IndexError, *of_nncf, *of_onnxruntime)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import InputError, StageError
-from edgeopt.formats.exporting import first_line, flatten
+from edgeopt.formats.exporting import flatten
+from edgeopt.text import named_line
 from edgeopt.training.augmentation import augment
 from edgeopt.training.checkpoint import Checkpoint, Epoch, State, copy_of
 from edgeopt.training.features import Features
@@ -335,7 +336,7 @@ def _place(student: Any, data: TrainingData, indices: Array, options: TrainingOp
             return wanted
         except (RuntimeError, TypeError, ValueError) as error:
             if wanted == plain:
-                raise StageError(f"the model does not run on its training data: {first_line(error)}") from error
+                raise StageError(f"the model does not run on its training data: {named_line(error)}") from error
     raise AssertionError("the last placement returns or raises")
 
 

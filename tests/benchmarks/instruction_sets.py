@@ -22,13 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quantizers import artifact, job, scores
+from quantizers import artifact, job, recalled, scores
 
-from edgeopt import recipe, store
 from edgeopt.artifact import TensorSpec
 from edgeopt.bench import machine, quality, session
-from edgeopt.pipeline import built, find_data, find_import, prepared
-from edgeopt.plan import make
 from edgeopt.samples import Samples
 from edgeopt.stages import compile, quantize
 
@@ -60,10 +57,7 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("--rounds", type=int, default=12)
     options = parser.parse_args()
-    read = recipe.read(Path(options.recipe))
-    cache = store.Store(store.default_root())
-    data = {role: prepared(find_data(source, read, cache)) for role, source in make(read).data.items()}
-    source = built(find_import(read, data["calibration"].digest, cache))
+    source, data = recalled(Path(options.recipe))
     calibration, validation = data["calibration"].folder, data["validation"].folder
     labels = Samples(validation).labels()
     with tempfile.TemporaryDirectory() as name:

@@ -24,13 +24,20 @@ from typing import Any
 from edgeopt import backends, catalog, devices, recipe, store
 from edgeopt.artifact import Artifact, MadeBy, TensorSpec, list_files
 from edgeopt.bench import machine, quality, session
-from edgeopt.pipeline import built, find_data, find_import, prepared
+from edgeopt.pipeline import Built, Prepared, built, find_data, find_import, prepared
 from edgeopt.plan import make
 from edgeopt.samples import Samples, adapt, restore
 from edgeopt.stages import Produced, StageJob, compile, quantize
 
 RUNTIMES = ("openvino", "onnxruntime", "tflite")
 BATCH = 50
+
+
+def recalled(path: Path) -> tuple[Built, dict[str, Prepared]]:
+    """A recipe's imported model and samples by role, from the cache that a run of it has filled."""
+    read, cache = recipe.read(path), store.Store(store.default_root())
+    data = {role: prepared(find_data(source, read, cache)) for role, source in make(read).data.items()}
+    return built(find_import(read, data["calibration"].digest, cache)), data
 
 
 def job(stage: Any, choice: str, parent: tuple[Artifact, Path], out: Path, source: Path, samples: Path) -> StageJob:
@@ -167,10 +174,7 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("--rounds", type=int, default=16)
     options = parser.parse_args()
-    read = recipe.read(Path(options.recipe))
-    cache = store.Store(store.default_root())
-    data = {role: prepared(find_data(source, read, cache)) for role, source in make(read).data.items()}
-    source = built(find_import(read, data["calibration"].digest, cache))
+    source, data = recalled(Path(options.recipe))
     samples, validation = data["calibration"].folder, Samples(data["validation"].folder)
     with tempfile.TemporaryDirectory() as name:
         work, costs = Path(name), {}
