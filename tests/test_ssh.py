@@ -77,6 +77,7 @@ def device(tmp_path_factory):
 def recipe(device, tmp_path, monkeypatch):
     """Writes a recipe of the linear model, and returns its path; what is built is kept for all tests."""
     monkeypatch.setenv("EDGEOPT_CACHE", str(device.folder / "store"))
+    monkeypatch.chdir(tmp_path)  # where runs/ is made
     linear.save_onnx(tmp_path / "model.onnx")
     linear.save_data(tmp_path / "data.npz")
 
