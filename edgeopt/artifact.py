@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Dict, Mapping, Optional, Tuple, Union
 
+from edgeopt.fields import checked
+
 Dimension = Union[int, str]
 
 
@@ -42,7 +44,7 @@ class TensorSpec:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> TensorSpec:
-        return TensorSpec(
+        spec = TensorSpec(
             name=str(value["name"]),
             shape=tuple(value["shape"]),
             dtype=str(value["dtype"]),
@@ -50,6 +52,7 @@ class TensorSpec:
             scale=value.get("scale"),
             zero_point=value.get("zero_point"),
         )
+        return checked(spec)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
@@ -131,19 +134,20 @@ class Artifact:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Artifact:
-        return Artifact(
+        artifact = Artifact(
             format=str(value["format"]),
             main=str(value["main"]),
-            files=tuple(FileEntry(f["path"], f["sha256"], f["size_bytes"]) for f in value["files"]),
+            files=tuple(checked(FileEntry(f["path"], f["sha256"], f["size_bytes"])) for f in value["files"]),
             inputs=tuple(TensorSpec.from_json(spec) for spec in value["inputs"]),
             outputs=tuple(TensorSpec.from_json(spec) for spec in value["outputs"]),
             precision=str(value["precision"]),
             runtime=dict(value["runtime"]),
             parent=value.get("parent"),
             built_for=value.get("built_for"),
-            made_by=MadeBy(**value["made_by"]),
+            made_by=checked(MadeBy(**value["made_by"])),
             details=dict(value.get("details", {})),
         )
+        return checked(artifact)
 
 
 def canonical_json(value: Any) -> str:

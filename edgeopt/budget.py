@@ -1,16 +1,19 @@
 """Budgets, verdicts and the choice among candidates: pure, on numbers that were measured elsewhere.
 
-A quantity that was not measured is None, and breaks every limit set on it. This module knows nothing of models or of
-how a number came about; which of two latencies is really lower is asked of `compare`, which knows the raw samples.
+A quantity that was not measured is None, and breaks every limit set on it. Where a value is an estimate with an
+interval, a limit inside the interval is undecided: the value itself decides then, and it is said to be undecided, with
+the number of samples that would tell. This module knows nothing of models or of how a number came about; which of two
+latencies is really lower is asked of `compare`, which knows the raw samples.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from edgeopt import units
+from edgeopt.statistics import samples_to_decide
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,18 @@ Values = Mapping[str, Optional[float]]
 
 
 @dataclass(frozen=True)
+class Interval:
+    """Where a value lies at 95 %, as taken over so many samples."""
+
+    low: float
+    high: float
+    samples: int
+
+
+Intervals = Mapping[str, Interval]
+
+
+@dataclass(frozen=True)
 class Limit:
     """A quantity and the bound that it has to keep, in ns, bytes, per second, dB, a count or a fraction of one."""
 
@@ -100,12 +115,29 @@ class Budget:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One limit held against one value. `excess` is how far outside, as a fraction of the bound, None where unknown."""
+    """One limit held against one value. `excess` is how far outside, as a fraction of the bound, None where unknown.
+
+    `interval` is the value's, None where it was measured once. `needed` is the number of samples that would decide what
+    is undecided, None where no number would.
+    """
 
     limit: Limit
     value: Optional[float]
     passed: bool
     excess: Optional[float]
+    interval: Optional[Interval] = None
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the limit lies inside the interval."""
+        return self.interval is not None and self.interval.low <= self.limit.bound < self.interval.high
+
+    @property
+    def needed(self) -> Optional[int]:
+        found = self.interval
+        if found is None or self.value is None:
+            return None
+        return samples_to_decide(self.value, (found.low, found.high), found.samples, self.limit.bound)
 
     def __str__(self) -> str:
         quantity = QUANTITIES[self.limit.quantity]
@@ -114,6 +146,9 @@ class Verdict:
         inside, outside = ("≤", ">") if quantity.lower_is_better else ("≥", "<")
         sign = inside if self.passed else outside
         told = f"{self.limit.quantity} {quantity.format(self.value)} {sign} {quantity.format(self.limit.bound)}"
+        if self.undecided and self.interval is not None:
+            needed = f"about {self.needed} samples would decide" if self.needed else "no number of samples would decide"
+            return f"{told} (undecided: {needed}, {self.interval.samples} were taken)"
         return told if self.passed or self.excess is None else f"{told} ({_percent(self.excess)} outside)"
 
 
@@ -125,6 +160,7 @@ class Scored:
     values: Values
     steps: int
     error: Optional[str] = None
+    intervals: Intervals = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,8 +185,8 @@ Compare = Callable[[str, str, str], str]
 """compare(quantity, a, b): "faster", "slower", "tie" or "inconclusive": how candidate `a` stands to `b`."""
 
 
-def judge(budget: Budget, values: Values) -> Tuple[Verdict, ...]:
-    """Every limit of the budget held against a candidate's values."""
+def judge(budget: Budget, values: Values, intervals: Optional[Intervals] = None) -> Tuple[Verdict, ...]:
+    """Every limit of the budget held against a candidate's values, and their intervals where they have one."""
     verdicts: List[Verdict] = []
     for limit in budget.limits:
         value = values.get(limit.quantity)
@@ -158,7 +194,8 @@ def judge(budget: Budget, values: Values) -> Tuple[Verdict, ...]:
         if over is not None and not QUANTITIES[limit.quantity].lower_is_better:
             over = -over
         excess = over / abs(limit.bound) if over is not None and limit.bound else None
-        verdicts.append(Verdict(limit, value, over is not None and over <= 0, excess))
+        interval = (intervals or {}).get(limit.quantity)
+        verdicts.append(Verdict(limit, value, over is not None and over <= 0, excess, interval))
     return tuple(verdicts)
 
 
@@ -174,7 +211,7 @@ def choose(candidates: Sequence[Scored], budget: Budget, compare: Compare) -> Ch
         if candidate.error is not None:
             rejected[candidate.id] = (candidate.error,)
             continue
-        broken = [verdict for verdict in judge(budget, candidate.values) if not verdict.passed]
+        broken = [verdict for verdict in judge(budget, candidate.values, candidate.intervals) if not verdict.passed]
         if broken:
             rejected[candidate.id] = tuple(str(verdict) for verdict in broken)
             if all(verdict.excess is not None for verdict in broken):
@@ -198,6 +235,9 @@ def choose(candidates: Sequence[Scored], budget: Budget, compare: Compare) -> Ch
     winner = min(ties, key=lambda candidate: _tie_break(candidate, budget.prefer[1:]))
     others = tuple(candidate.id for candidate in ranked if candidate is not winner)
     why = _why(winner, ties, inside, budget)
+    for verdict in judge(budget, winner.values, winner.intervals):
+        if verdict.undecided:
+            why += f"; {verdict}"
     if unclear:
         why += f"; whether it is really better than {_listed(unclear)} could not be told: the machine was too busy"
     return Choice(

@@ -2,11 +2,12 @@
 
     <the artifact's files>
     edgeopt.json    schema 1: the artifact (signature, files with sha256, provenance), backend, preprocessing,
-                    measurements, golden samples with their tolerance
+                    measurements, golden samples with their tolerance, and the sha256 of every file
     golden.npz      a few real inputs, raw, and the outputs expected of them
+    <documents>     what else is told of it, such as sbom.cdx.json (see `edgeopt.sbom`)
 
-Digests show that nothing was lost or changed on the way; they do not show who made it. The same inputs give the same
-bytes. This module knows nothing of how artifacts are made or chosen.
+Digests show that nothing was lost or changed on the way; who made it is for `edgeopt.verify`. The same inputs give the
+same bytes. This module knows nothing of how artifacts are made or chosen.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import json
 import os
 import shutil
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from edgeopt import backends
-from edgeopt.artifact import Artifact, sha256_of_file
+from edgeopt import backends, jsontext
+from edgeopt.artifact import Artifact, FileEntry, list_files, sha256_of_file
+from edgeopt.backends import Session
 from edgeopt.errors import CorruptArtifact, InputError
-from edgeopt.samples import Preprocess, adapt, restore
+from edgeopt.fields import checked
+from edgeopt.samples import DAMAGE, Preprocess, adapt, restore
 from edgeopt.worker import Channel
 
 if TYPE_CHECKING:
@@ -45,6 +48,7 @@ class Bundle:
     """A bundle as read. `tolerance` is a fraction of the largest magnitude of each expected output.
 
     `measurements` are as `edgeopt.measurement.Measurement.summary` gives them, `provenance` is what the maker tells.
+    `listed` are all files but the manifest, those of the artifact and the golden samples checked on reading.
     """
 
     folder: Path
@@ -56,6 +60,7 @@ class Bundle:
     golden_outputs: Tuple[str, ...]
     measurements: Tuple[Mapping[str, Any], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    listed: Tuple[FileEntry, ...] = ()
 
     @property
     def main(self) -> Path:
@@ -70,7 +75,7 @@ class Bundle:
             with np.load(self.folder / GOLDEN, allow_pickle=False) as arrays:
                 inputs = {name: arrays[f"input-{index}"] for index, name in enumerate(self.golden_inputs)}
                 outputs = {name: arrays[f"output-{index}"] for index, name in enumerate(self.golden_outputs)}
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, KeyError, MemoryError, *DAMAGE) as error:
             raise CorruptArtifact(
                 f"the golden samples cannot be read: {error}", where=str(self.folder / GOLDEN), remedy=AGAIN
             ) from error
@@ -109,11 +114,13 @@ def write_bundle(
     measurements: Sequence[Mapping[str, Any]] = (),
     provenance: Optional[Mapping[str, Any]] = None,
     tolerance: Optional[float] = None,
+    documents: Mapping[str, str] = {},
 ) -> Bundle:
     """Write a bundle as `folder`, which must not exist or be empty. It appears whole or not at all.
 
     `golden_inputs` are raw samples by the source model's input names, before `preprocess`; `golden_outputs` what this
     artifact gave for them, float32, in the order of its outputs. `tolerance` is by default that of the precision.
+    `documents` are texts by the names of their files, for people and for other tools.
     Raises InputError where the folder is taken or there are no golden samples, CorruptArtifact where a file of the
     artifact is not what its digest says.
     """
@@ -123,8 +130,8 @@ def write_bundle(
     if len(counts) != 1 or 0 in counts or not golden_inputs or not golden_outputs:
         raise InputError(f"golden samples need as many inputs as outputs, at least one; there are {sorted(counts)}")
     names = {entry.path for entry in artifact.files}
-    if names & {MANIFEST, GOLDEN}:
-        raise InputError(f"the artifact has a file named {MANIFEST} or {GOLDEN}, which are the bundle's own")
+    if taken := names & {MANIFEST, GOLDEN, *documents}:
+        raise InputError(f"the artifact has a file named {min(taken)}, which is the bundle's own")
     partial = folder.parent / f".{folder.name}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -133,8 +140,10 @@ def write_bundle(
             target = _inside(partial, entry.path)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(artifact_folder / entry.path, target)
-            _verify(partial, entry.path, entry.sha256, entry.size_bytes)
+            check_file(partial, entry)
         _write_golden(partial / GOLDEN, golden_inputs, golden_outputs)
+        for name, text in documents.items():
+            (partial / name).write_text(text, encoding="utf-8")
         manifest = {
             "schema": SCHEMA,
             "artifact": artifact.to_json(),
@@ -151,6 +160,7 @@ def write_bundle(
             "tolerance": TOLERANCES.get(artifact.precision, TOLERANCES["int8"]) if tolerance is None else tolerance,
             "measurements": [dict(measurement) for measurement in measurements],
             "provenance": dict(provenance or {}),
+            "files": [asdict(entry) for entry in list_files(partial)],
         }
         text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
         (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
@@ -172,7 +182,7 @@ def read_bundle(folder: Path) -> Bundle:
     if not path.is_file():
         raise InputError(f"{folder} is not a bundle: it has no {MANIFEST}", remedy="Give the folder best/ of a run.")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = jsontext.parse(path.read_text(encoding="utf-8"))
         schema = manifest["schema"]
         if schema != SCHEMA:
             raise InputError(
@@ -191,8 +201,11 @@ def read_bundle(folder: Path) -> Bundle:
             measurements=tuple(manifest["measurements"]),
             provenance=dict(manifest["provenance"]),
         )
-        files = [(entry.path, entry.sha256, entry.size_bytes) for entry in artifact.files]
-        files.append((GOLDEN, str(golden["sha256"]), int(golden["size_bytes"])))
+        checked(bundle)
+        needed = (*artifact.files, FileEntry(GOLDEN, str(golden["sha256"]), int(golden["size_bytes"])))
+        # of late; before it was those
+        listed = tuple(checked(FileEntry(**entry)) for entry in manifest.get("files", ()))
+        bundle = replace(bundle, listed=tuple(dict.fromkeys((*needed, *listed))))
         stated = manifest["artifact"]["digest"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptArtifact(
@@ -200,8 +213,8 @@ def read_bundle(folder: Path) -> Bundle:
         ) from error
     if artifact.main not in {entry.path for entry in artifact.files}:
         raise CorruptArtifact(f"the main file {artifact.main} is not among the files", where=str(path), remedy=AGAIN)
-    for name, sha256, size_bytes in files:
-        _verify(folder, name, sha256, size_bytes)
+    for entry in needed:
+        check_file(folder, entry)
     if artifact.digest != stated:
         told = "the artifact's digest does not fit its files and settings"
         raise CorruptArtifact(told, where=str(path), remedy=AGAIN)
@@ -213,10 +226,30 @@ def prove(bundle: Bundle, threads: int = 1) -> Proof:
 
     Runs in this process: where the runtime may crash, call `run` in a worker.
     """
-    import numpy as np
 
     inputs, expected = bundle.golden()
     session = backends.require(bundle.backend).load(bundle.main, bundle.artifact.runtime, threads)
+    given = compute(bundle, session, inputs)
+    differences = {name: _difference(array, wanted) for array, (name, wanted) in zip(given.values(), expected.items())}
+    worst = max(differences, key=lambda name: differences[name])
+    if not differences[worst] <= bundle.tolerance:
+        raise CorruptArtifact(
+            f"the artifact does not compute here what it did when it was made: output {worst} is off by "
+            f"{differences[worst]:.2g} of its range, the tolerance is {bundle.tolerance:.2g}",
+            where=str(bundle.main),
+            remedy="The runtime or the processor here may be of another kind: convert for this target.",
+        )
+    count = len(next(iter(inputs.values())))
+    return Proof(count, worst, differences[worst], bundle.tolerance)
+
+
+def compute(bundle: Bundle, session: Session, inputs: Mapping[str, Array]) -> Dict[str, Array]:
+    """What the loaded artifact gives for raw samples: float32 by output name, samples along the first axis.
+
+    A fixed batch is run piece by piece, the last one filled up. Raises InputError where samples do not fit.
+    """
+    import numpy as np
+
     specs, count = bundle.artifact.inputs, len(next(iter(inputs.values())))
     fixed = specs[0].shape[0] if specs and specs[0].shape else None
     batch = fixed if isinstance(fixed, int) else count
@@ -227,19 +260,8 @@ def prove(bundle: Bundle, threads: int = 1) -> Proof:
         values = restore(session.run(adapt(feeds, specs)), bundle.artifact.outputs)
         for index, value in enumerate(values):
             rows[index].append(value if value.ndim and len(value) == batch else value[None])
-    differences = {
-        name: _difference(np.concatenate(given)[:count], wanted)
-        for given, (name, wanted) in zip(rows, expected.items())
-    }
-    worst = max(differences, key=lambda name: differences[name])
-    if not differences[worst] <= bundle.tolerance:
-        raise CorruptArtifact(
-            f"the artifact does not compute here what it did when it was made: output {worst} is off by "
-            f"{differences[worst]:.2g} of its range, the tolerance is {bundle.tolerance:.2g}",
-            where=str(bundle.main),
-            remedy="The runtime or the processor here may be of another kind: convert for this target.",
-        )
-    return Proof(count, worst, differences[worst], bundle.tolerance)
+    names = [spec.name for spec in bundle.artifact.outputs]
+    return {name: np.concatenate(row)[:count] for name, row in zip(names, rows)}
 
 
 def run(args: Mapping[str, Any], channel: Channel) -> Dict[str, Any]:
@@ -267,8 +289,9 @@ def _inside(folder: Path, name: str) -> Path:
     return folder / pure
 
 
-def _verify(folder: Path, name: str, sha256: str, size_bytes: int) -> None:
-    path = _inside(folder, name)
+def check_file(folder: Path, entry: FileEntry) -> None:
+    """Raises CorruptArtifact where a file below `folder` is not there, a link, or not what its digest says."""
+    path = _inside(folder, entry.path)
     for part in (path, *path.parents):
         if part == folder:
             break
@@ -276,10 +299,10 @@ def _verify(folder: Path, name: str, sha256: str, size_bytes: int) -> None:
             raise CorruptArtifact("a link, where a bundle holds only files", where=str(part), remedy=AGAIN)
     if not path.is_file():
         raise CorruptArtifact("the file is missing", where=str(path), remedy=AGAIN)
-    if path.stat().st_size != size_bytes:
-        told = f"the file has {path.stat().st_size} bytes, not {size_bytes}"
+    if path.stat().st_size != entry.size_bytes:
+        told = f"the file has {path.stat().st_size} bytes, not {entry.size_bytes}"
         raise CorruptArtifact(told, where=str(path), remedy=AGAIN)
-    if sha256_of_file(path) != sha256:
+    if sha256_of_file(path) != entry.sha256:
         raise CorruptArtifact("the file is not what its sha256 says", where=str(path), remedy=AGAIN)
 
 

@@ -15,7 +15,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeopt import backends, units, yaml
+from pydantic import ValidationError
+
+from edgeopt import backends, compilers, units, yaml
 from edgeopt.errors import InputError, RecipeError
 from edgeopt.target import Target
 
@@ -150,8 +152,8 @@ def _one_of(known: Iterable[str]) -> Callable[[object], str]:
     return parse
 
 
-def _list_of(item: Callable[[object], str]) -> Callable[[object], tuple[str, ...]]:
-    def parse(value: object) -> tuple[str, ...]:
+def _list_of(item: Callable[[object], Any]) -> Callable[[object], tuple[Any, ...]]:
+    def parse(value: object) -> tuple[Any, ...]:
         if not isinstance(value, list):
             raise ValueError(f"{value!r} is not a list: write it like [{value}]")
         return tuple(item(element) for element in value)
@@ -191,6 +193,23 @@ def _file(value: object) -> str:
     return str(value)
 
 
+def _runtimes(value: object) -> dict[str, dict[str, Any]]:
+    """Options of compile steps by runtime, checked as a recipe's are."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r} is not a mapping: write it like {{openvino: {{hint: throughput}}}}")
+    for name, options in value.items():
+        kind = compilers.find(_one_of(compilers.names())(name)).CompileOptions
+        try:
+            kind.model_validate(options)
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)[0]
+            option = ".".join(map(str, wrong["loc"]))
+            if wrong["type"] == "extra_forbidden":
+                raise ValueError(f"{name} has no option {option!r}{_did_you_mean(option, kind.model_fields)}") from None
+            raise ValueError(f"{name}: {option}: {wrong['msg']}, not {wrong['input']!r}") from None
+    return value
+
+
 def _backend(value: object) -> str:
     published = importlib.metadata.entry_points(group="edgeopt.backends")
     return _one_of((*backends.names(), *(entry.name for entry in published)))(value)
@@ -214,6 +233,8 @@ FIELDS: dict[str, tuple[str, Callable[[object], Any]]] = {
     "reach": ("reach", _reach),
     "python": ("python", _text),
     "threads": ("threads", _count),
+    "batches": ("batches", _list_of(_count)),
+    "runtimes": ("runtimes", _runtimes),
 }
 
 

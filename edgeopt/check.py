@@ -22,10 +22,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgeopt import units
-from edgeopt.budget import QUANTITIES, Quantity, judge
+from edgeopt.budget import QUANTITIES, Interval, Quantity, judge
 from edgeopt.errors import BudgetError, InputError, RegressionError, StageError, UnlikeMachines
 from edgeopt.evidence import ACCURACY, LATENCIES, SPEEDUP, Evidence, Reading, Record
-from edgeopt.measurement import LEAST_MARGIN, LEAST_ROUNDS
+from edgeopt.statistics import LEAST_MARGIN, LEAST_ROUNDS
 
 SCHEMA = 1
 WIDEST = 4  # an interval of more tolerances than this tells nothing
@@ -222,7 +222,7 @@ def check(
     """
     tried = _found(record, candidate, "run") if candidate else record.candidates.get(record.winner or "")
     rules = [_has_winner(record)] if candidate is None else []
-    rules += _budgets(record, tried)
+    rules += [_strict(rule) if strict else rule for rule in _budgets(record, tried)]
     differences: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     other = None
@@ -283,8 +283,10 @@ def _budgets(record: Record, tried: Evidence | None) -> Iterator[Rule]:
     """Every limit held against every measured candidate; those of the one that is checked come first, and decide."""
     others = [one for one in record.candidates.values() if one is not tried and one.readings]
     for one in [tried, *others] if tried else others:
-        for judged in judge(record.budget, {name: one.value(name) for name in QUANTITIES}):
+        for judged in judge(record.budget, {name: one.value(name) for name in QUANTITIES}, _intervals(one)):
             verdict = "unmeasured" if judged.value is None else "inside" if judged.passed else "outside"
+            if judged.undecided and judged.passed:
+                verdict = "inconclusive"
             yield Rule(
                 kind="budget",
                 candidate=one.id,
@@ -296,6 +298,13 @@ def _budgets(record: Record, tried: Evidence | None) -> Iterator[Rule]:
                 value=judged.value,
                 limit=judged.limit.bound,
             )
+
+
+def _intervals(one: Evidence) -> dict[str, Interval]:
+    drop = one.readings.get("accuracy drop")
+    if drop is None or drop.low is None or drop.high is None or not one.samples:
+        return {}
+    return {"accuracy drop": Interval(drop.low, drop.high, one.samples)}
 
 
 def _differences(record: Record, baseline: Record, tried: Evidence, other: Evidence) -> tuple[str, ...]:

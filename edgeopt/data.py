@@ -7,15 +7,16 @@ imported.
 
 from __future__ import annotations
 
+import os
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from edgeopt.errors import InputError
-from edgeopt.samples import LABELS, Preprocess, write_samples
+from edgeopt.samples import DAMAGE, LABELS, Preprocess, write_samples
 from edgeopt.source import load_function
+from edgeopt.units import format_size
 from edgeopt.worker import Channel
 
 if TYPE_CHECKING:
@@ -24,16 +25,9 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 VERSION = 1
+MEMORY_SHARE = 0.5  # of this machine's memory, what the arrays of one file may take
 PREPROCESS = "preprocess"  # the `where` of errors in it: workers do not know where the recipe says it
 _LABEL_NAMES = (LABELS, "label", "y")
-_DAMAGE = (
-    ValueError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-    NotImplementedError,
-    RuntimeError,
-)  # of zipfile and numpy
 
 
 def prepare(args: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
@@ -94,6 +88,7 @@ def _read(location: str) -> tuple[dict[str, Array], list[Path]]:
             if start.startswith(b"PK"):
                 stream.seek(0)
                 with np.load(stream, allow_pickle=False) as archive:
+                    _check_size(archive.zip, location)
                     arrays = {name: archive[name] for name in archive.files}
                 for name, value in arrays.items():
                     if not isinstance(value, np.ndarray):
@@ -103,13 +98,28 @@ def _read(location: str) -> tuple[dict[str, Array], list[Path]]:
             return {"input": np.load(path, allow_pickle=False, mmap_mode="r")}, []
     except OSError as error:
         raise InputError(f"{location}: {error.strerror or error}") from None
-    except _DAMAGE as error:
+    except MemoryError:
+        raise InputError(
+            f"{location}: its arrays are larger than the memory", remedy="Save fewer samples, or copy the file again."
+        ) from None
+    except DAMAGE as error:
         told = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{location}: {'holds Python objects, which could run anything' if 'pickle' in told else told}",
             remedy="Save plain arrays of numbers with numpy.savez.",
         ) from None
     raise InputError(f"{location}: neither a .npz nor a .npy file", remedy="Save the samples with numpy.savez.")
+
+
+def _check_size(archive: zipfile.ZipFile, location: str) -> None:
+    """Few compressed bytes may become many: no more are unpacked than this machine holds."""
+    size = sum(member.file_size for member in archive.infolist())
+    most = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * MEMORY_SHARE)
+    if size > most:
+        raise InputError(
+            f"{location}: its arrays take {format_size(size)} unpacked: there is room for {format_size(most)}",
+            remedy="Save fewer samples; 300 are a good number to calibrate on.",
+        )
 
 
 def _check_counts(arrays: Mapping[str, Array], labels: Array | None, location: str) -> int:
@@ -157,7 +167,7 @@ def _check_numbers(name: str, array: Array, chosen: Array | None, location: str)
                 sample = sample if chosen is None else int(chosen[sample])
                 raise InputError(
                     f"{location}: {name} has NaN or infinity in sample {sample}",
-                    remedy="Mend or leave out that sample: ranges calibrated on it would be meaningless.",
+                    remedy="Correct that sample, or leave it out: ranges calibrated on it would be meaningless.",
                 )
 
 
@@ -242,5 +252,5 @@ def peek(location: str) -> dict[str, tuple[list[int], str]] | None:
                     with archive.open(member) as stream:
                         found[member.removesuffix(".npy")] = header(stream)
         return found
-    except _DAMAGE:
+    except (OSError, MemoryError, *DAMAGE):  # MemoryError: of brackets nested deeply
         return None

@@ -18,8 +18,14 @@ from edgeopt.errors import InputError
 
 SCHEMA = 1
 # A name covers all below it; edgeopt itself is its __init__.py alone.
-VALUES = ("edgeopt", "errors", "units", "text", "artifact", "target", "measurement", "budget")
-DEVICE = ("backends", "bench", "isa", "samples", "worker", "bundle", "nearby", "source", "data", "environment", "kit")
+VALUES = (
+    "edgeopt", "errors", "units", "text", "jsontext", "fields", "artifact", "target", "statistics", "conditions",
+    "measurement", "budget", "placement", "profile", "caveats",
+)  # fmt: skip
+DEVICE = (
+    "backends", "measuring", "isa", "samples", "worker", "bundle", "signing", "verify", "nearby", "source", "data",
+    "environment", "kit",
+)  # fmt: skip
 # Any Python reads it, to be told that it is too old.
 MAIN = """\
 import sys

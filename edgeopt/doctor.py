@@ -16,11 +16,11 @@ from typing import Any
 
 import edgeopt
 from edgeopt import backends, stages, store
-from edgeopt.bench import machine
+from edgeopt.conditions import Machine
 from edgeopt.errors import EdgeoptError
 from edgeopt.kit import usable
 from edgeopt.kit.usable import IMPORT_SECONDS, Backend
-from edgeopt.measurement import Machine
+from edgeopt.measuring import machine
 
 SCHEMA = 1
 PROGRAMS: dict[str, str] = {

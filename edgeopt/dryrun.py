@@ -18,6 +18,7 @@ from edgeopt.plan import IMPORT, Plan
 from edgeopt.recipe import Recipe
 from edgeopt.store import Store, default_root
 from edgeopt.target import Target
+from edgeopt.text import plain
 from edgeopt.units import format_count, format_size
 
 if TYPE_CHECKING:
@@ -141,13 +142,13 @@ def print_plan(found: Mapping[str, Any], console: Console) -> None:
 
     baseline = next(c["step"] for c in found["candidates"] if c["baseline"])
     count = len(found["candidates"])
-    title = Text.assemble((str(found["recipe"]), "bold"), f" on {found['target']}: {count} candidates")
+    title = Text.assemble((plain(found["recipe"]), "bold"), f" on {plain(found['target'])}: {count} candidates")
     root = Tree(title, guide_style="dim")
     branches = {None: root}
     for step in found["steps"]:
-        line = Text(str(step["label"]))
+        line = Text(plain(step["label"]))
         if step["id"] == IMPORT:
-            line.append(_signature(found), style="dim")
+            line.append(plain(_signature(found)), style="dim")
         if step["id"] == baseline:
             line.append("  baseline", style="bold")
         if step.get("search"):
@@ -164,10 +165,10 @@ def print_plan(found: Mapping[str, Any], console: Console) -> None:
         part = f" of a part of {source['part'] * 100:g} % of its own" if source["part"] else ""
         samples = (f"{source['samples']} samples" if source["samples"] else "all samples") + part
         console.print(
-            Text(f"data {source['role']}: {samples}, {arrays or 'shapes known once it is made'}"), soft_wrap=True
+            Text(plain(f"data {source['role']}: {samples}, {arrays or 'shapes known once it is made'}")), soft_wrap=True
         )
     for name, reason in found["left_out"].items():
-        console.print(Text(f"left out: {name}: {reason}"), style="dim", soft_wrap=True)
+        console.print(Text(plain(f"left out: {name}: {reason}")), style="dim", soft_wrap=True)
     limits = found["budget"]["limits"]
     if limits:
         told = ", ".join(f"{name} {QUANTITIES[name].format(bound)}" for name, bound in limits.items())
@@ -176,7 +177,7 @@ def print_plan(found: Mapping[str, Any], console: Console) -> None:
         told = f"{found['time_limit']}: the cheap and the promising first, measuring included; the rest is skipped"
         console.print(Text(told), soft_wrap=True)
     for item in found["missing"]:
-        console.print(Text(f"missing: {item['what']}. {item['remedy']}"), style="red", soft_wrap=True)
+        console.print(Text(plain(f"missing: {item['what']}. {item['remedy']}")), style="red", soft_wrap=True)
 
 
 def _sought(search: Mapping[str, Any]) -> str:

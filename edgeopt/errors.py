@@ -8,6 +8,7 @@
     |   +-- WorkerCrashed       4    the process died: a signal, no memory left, past its time limit
     |   +-- UnsupportedOperator 4    the backend lacks operators of this model
     |   +-- CorruptArtifact     4    the files are not what their manifest says
+    |   +-- UntrustedArtifact   4    not signed, or not by whom it should be
     |   +-- NoAccelerator       4    built, and it cannot run here: the GPU or its driver is missing
     |   +-- NoTimeLeft          4    the run's time limit came first: its candidates are skipped, not failed
     +-- MissingDependency       5    a library or tool is not installed
@@ -16,12 +17,15 @@
     +-- UnlikeMachines          8    measured on another kind of machine than what it is compared with
     +-- Interrupted             130  Ctrl-C
 
-An error says what is wrong, where, and the likely remedy, in at most five lines. It travels between processes as JSON.
+An error says what is wrong, where, and the likely remedy, in at most five lines, long ones cut. It travels between
+processes as JSON, whole.
 """
 
 from __future__ import annotations
 
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple, Type
+
+LONGEST_LINE = 1000  # characters: what is wrong may be the length of a name
 
 
 class EdgeoptError(Exception):
@@ -41,7 +45,7 @@ class EdgeoptError(Exception):
         told = f"{place}{self.message or type(self).__name__}".splitlines()
         if len(told) > 4:
             told = [*told[:3], f"... and {len(told) - 3} more lines"]
-        return [*told, _one_line(self.remedy)] if self.remedy else told
+        return _cut([*told, _one_line(self.remedy)] if self.remedy else told)
 
     def to_json(self) -> Dict[str, Any]:
         return {"type": type(self).__name__, "message": self.message, "where": self.where, "remedy": self.remedy}
@@ -68,7 +72,7 @@ class RecipeError(InputError):
         room = 4 if self.remedy else 5
         if len(shown) > room:
             shown = [*shown[: room - 1], f"... and {len(shown) - room + 1} more mistakes (--json lists them all)"]
-        return [*shown, _one_line(self.remedy)] if self.remedy else shown
+        return _cut([*shown, _one_line(self.remedy)] if self.remedy else shown)
 
 
 class BudgetError(EdgeoptError):
@@ -93,6 +97,10 @@ class UnsupportedOperator(StageError):
 
 class CorruptArtifact(StageError):
     """Files differ from the digests in their manifest."""
+
+
+class UntrustedArtifact(StageError):
+    """There is no signature, or none by a key that is trusted."""
 
 
 class NoAccelerator(StageError):
@@ -135,6 +143,10 @@ class Interrupted(EdgeoptError):
 
 def _one_line(text: str) -> str:
     return " ".join(text.splitlines())
+
+
+def _cut(lines: Sequence[str]) -> Sequence[str]:
+    return [line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..." for line in lines]
 
 
 def _tree(root: Type[EdgeoptError]) -> Dict[str, Type[EdgeoptError]]:

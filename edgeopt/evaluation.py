@@ -6,33 +6,43 @@ candidates until any of them does. A session in which something failed is not ke
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgeopt.bench import quality, session
+from edgeopt.artifact import Artifact
 from edgeopt.clock import Work
+from edgeopt.conditions import Disturbance, Machine
 from edgeopt.devices import Device
-from edgeopt.errors import EdgeoptError, InputError
-from edgeopt.measurement import Block, Disturbance, Drop, Machine, Measurement, Ratio, compare, paired_drop
+from edgeopt.errors import EdgeoptError, InputError, Interrupted
+from edgeopt.kit import alone
+from edgeopt.measurement import Block, Measurement, compare
+from edgeopt.measuring import quality, session
 from edgeopt.pipeline import Built, Prepared, Workers, placed, quality_kind
+from edgeopt.placement import Placed, Placement
 from edgeopt.plan import Candidate, Plan
+from edgeopt.profile import BATCHES, BatchCurve
 from edgeopt.recipe import MeasureOptions
 from edgeopt.results import Quality
 from edgeopt.schedule import Done, Job, Observer
+from edgeopt.statistics import Drop, Ratio, paired_drop
 from edgeopt.store import Entry, Made, Store
 from edgeopt.target import Target
 
-QUALITY_VERSION = 1
-SESSION_VERSION = 1
-MEASURE = "measure"
-SESSION_FILE = "session.json"
+QUALITY_VERSION = 2
+SESSION_VERSION = 2
+CURVE_VERSION = 1
+MEASURE, CURVE = "measure", "batch sizes"
+SESSION_FILE, CURVE_FILE = "session.json", "batch_curve.json"
 
 
 def metric_of(plan: Plan, has_labels: bool) -> str:
-    """The recipe's metric; without one top1 where there are labels, else agreement with the original."""
+    """The recipe's metric; without one top1 where there are labels, else agreement with the original. Inputs that are
+    for timing alone may have outputs of any shape: sqnr takes them all, and is not shown."""
+    if not plan.judges:
+        return "sqnr"
     return plan.recipe.metric or ("top1" if has_labels else "agreement")
 
 
@@ -51,7 +61,7 @@ def quality_jobs(
     """A job for each candidate, that of the baseline first: its outputs are what the others are compared with.
 
     `ranks` are those of `edgeopt.plan.ranks`, where time is short: candidates of a lower rank are begun first.
-    A job's value is the store's entry, with what `edgeopt.bench.quality:run` returned as meta and its files.
+    A job's value is the store's entry, with what `edgeopt.measuring.quality:run` returned as meta and its files.
     """
     if "validation" not in plan.data:
         return []
@@ -111,6 +121,7 @@ def _quality_job(
                 "metric": metric,
                 "out": str(out),
                 "reference": str(reference.files) if reference else None,
+                "placement": True,
             }
             with placed({None: plan.data["validation"].location}):
                 return Made(device.quality(args, lambda job, a: workers.call(job_id, job, a, python=python, work=work)))
@@ -153,6 +164,14 @@ def _quality(entry: Entry, base: Entry | None, *, is_baseline: bool) -> Quality:
     )
 
 
+def placement(entry: Entry | None, artifact: Artifact | None) -> Placement:
+    """Where the operators of a candidate run: as its runtime tells it on the target, else as its compiler told it."""
+    on_target = Placement.from_json(entry.meta["placement"]) if entry else Placement()
+    if on_target.operators or artifact is None or "placement" not in artifact.details:
+        return on_target
+    return Placement(tuple(Placed.from_json(one) for one in artifact.details["placement"]))
+
+
 def _has_classes(entry: Entry) -> bool:
     import numpy as np
 
@@ -175,6 +194,7 @@ def measure(
 ) -> tuple[session.SessionResult, bool]:
     """One session of all candidates in `ready`, from the store where nothing has changed and not `again`.
 
+    Runs that want the same session take it one after the other, so that they do not disturb each other's measurements.
     Returns the result and whether it was there already.
     """
     baseline = plan.baseline if plan.baseline in ready else next(iter(ready))
@@ -188,16 +208,12 @@ def measure(
         },
         "baseline": baseline,
         "samples": samples.digest,
-        "options": asdict(options),
+        "options": {"rounds": options.rounds, "block_ns": options.block_ns},
         "threads": target.threads,
         "python": target.python,
         "machine": device.machine().to_json(),
         **({} if target.is_local else {"reach": dict(target.reach)}),
     }
-    observer.started(MEASURE)
-    if not again and (entry := store.find(inputs)) is not None:
-        observer.finished(MEASURE, reused=True, seconds=0.0)
-        return session_from_json(json.loads((entry.files / SESSION_FILE).read_text()), workers), True
     candidates = [
         session.Candidate(
             id=name,
@@ -211,6 +227,7 @@ def measure(
             size_bytes=built.artifact.size_bytes,
             python=target.python,
             limits=workers.limits,
+            env=workers.environment if target.is_local else {},
         )
         for name, built in ready.items()
     ]
@@ -224,28 +241,102 @@ def measure(
         elif kind == "round":
             observer.progressed(MEASURE, fraction, f"{total} candidates in turn")
 
-    result = device.session(
-        candidates,
-        session.SessionOptions(
-            samples=samples.folder, baseline=baseline, rounds=options.rounds, block_ns=options.block_ns
-        ),
-        workers.log_of(MEASURE).with_suffix(""),
-        on_event,
-        workers.stopping,
-    )
-    observer.finished(MEASURE, reused=False, seconds=0.0)
-    if not any(outcome.error for outcome in result.outcomes.values()):
-        _replace(store, inputs, result)
-    return result, False
+    measured: list[session.SessionResult] = []
 
-
-def _replace(store: Store, inputs: Mapping[str, Any], result: session.SessionResult) -> None:
     def make(out: Path) -> Made:
+        result = device.session(
+            candidates,
+            session.SessionOptions(
+                samples=samples.folder,
+                baseline=baseline,
+                rounds=options.rounds,
+                most_rounds=options.rounds if plan.recipe.seconds else 2 * options.rounds,
+                block_ns=options.block_ns,
+            ),
+            workers.log_of(MEASURE).with_suffix(""),
+            on_event,
+            workers.stopping,
+        )
+        measured.append(result)
+        if any(outcome.error for outcome in result.outcomes.values()):
+            raise _NotKept
         (out / SESSION_FILE).write_text(json.dumps(session_to_json(result), separators=(",", ":")))
         return Made({})
 
-    store.remove(inputs)
-    store.build(inputs, make)
+    observer.started(MEASURE)
+    if again:
+        store.remove(inputs)
+    with contextlib.suppress(_NotKept):
+        entry, _ = store.build(inputs, make, stopping=workers.stopping)
+    observer.finished(MEASURE, reused=not measured, seconds=0.0)
+    if measured:
+        return measured[0], False
+    return session_from_json(json.loads((entry.files / SESSION_FILE).read_text()), workers), True
+
+
+class _NotKept(Exception):
+    """Something failed in the session: it is told, and not stored."""
+
+
+def batch_curve(
+    plan: Plan,
+    name: str,
+    built: Built,
+    samples: Prepared,
+    store: Store,
+    workers: Workers,
+    device: Device,
+    target: Target,
+    *,
+    again: bool,
+) -> BatchCurve:
+    """Latency by batch size of one candidate, from the store where nothing has changed and not `again`.
+
+    What goes wrong is the curve's own affair: it has no points then, and says why.
+    """
+    backend, options = _backend(plan, name), plan.recipe.measure
+    sizes = (target.batches or BATCHES) if options.batches is None else options.batches
+    inputs = {
+        "stage": "batches",
+        "choice": backend,
+        "version": CURVE_VERSION,
+        "artifact": built.artifact.digest,
+        "runtime": device.runtime_version(backend),
+        "samples": samples.digest,
+        "batches": list(sizes),
+        "block_ns": options.block_ns,
+        "threads": target.threads,
+        "python": target.python,
+        "machine": device.machine().to_json(),
+    }
+    args = {
+        "backend": backend,
+        "main": str(built.folder / built.artifact.main),
+        "runtime": dict(built.artifact.runtime),
+        "threads": target.threads,
+        "inputs": [spec.to_json() for spec in built.artifact.inputs],
+        "samples": str(samples.folder),
+        "block_ns": options.block_ns,
+    }
+    python = target.python if target.is_local else None
+
+    def call(function: str, job: Mapping[str, Any]) -> dict[str, Any]:
+        return device.alone(function, job, lambda f, a: workers.call(CURVE, f, a, python=python, work=Work(CURVE)))
+
+    def make(out: Path) -> Made:
+        found = alone.batch_curve(args, sizes, call)
+        (out / CURVE_FILE).write_text(json.dumps(found.to_json(), separators=(",", ":")))
+        return Made({})
+
+    if again:
+        store.remove(inputs)
+    try:
+        entry, _ = store.build(inputs, make, stopping=workers.stopping)
+    except Interrupted:
+        raise
+    except EdgeoptError as error:
+        return BatchCurve((), error.message)
+    return BatchCurve.from_json(json.loads((entry.files / CURVE_FILE).read_text()))
 
 
 def _backend(plan: Plan, name: str) -> str:
@@ -285,7 +376,7 @@ def session_from_json(value: Mapping[str, Any], workers: Workers) -> session.Ses
         if group["baseline_rounds"]:
             rounds[baseline] = tuple(Block.from_json(block) for block in group["baseline_rounds"])
         twin = Ratio.from_json(group["twin"]) if group["twin"] else None
-        groups.append(session.Group(rounds, group["reference"], twin, Disturbance(**group["disturbance"])))
+        groups.append(session.Group(rounds, group["reference"], twin, Disturbance.from_json(group["disturbance"])))
     outcomes = {}
     for name, measurement in measurements.items():
         group = next(g for g in groups if name in g.rounds)

@@ -11,19 +11,22 @@ machine differs from one session to the next.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeopt import __version__
+from edgeopt import __version__, jsontext
 from edgeopt.budget import QUANTITIES, Budget, Limit
+from edgeopt.conditions import Machine
 from edgeopt.errors import BudgetError, InputError
-from edgeopt.measurement import CONFIDENCE, LEAST_ROUNDS, PERCENTILES, Machine, Measurement
+from edgeopt.measurement import Measurement
 from edgeopt.nearby import nearby
+from edgeopt.statistics import CONFIDENCE, LEAST_ROUNDS, PERCENTILES
 
 KIND = "edgeopt baseline"
 SCHEMA = 1
@@ -122,24 +125,41 @@ def read_run(folder: Path, *, candidate: str | None = None, every: bool = False)
 
     Raises InputError where it is none, or where its files contradict each other.
     """
+    choice, measured = read_result(folder)
+    with undamaged(folder / "choice.json"):
+        return _record(choice, measured, folder, candidate, every)
+
+
+def read_result(folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Measurement]]:
+    """choice.json, and the measurements by candidate. Raises InputError where the folder is no run, or they contradict
+    each other."""
     path = folder / "choice.json"
-    choice = _json_of(path, folder)
-    if not isinstance(choice, dict) or choice.get("schema") != SCHEMA or "candidates" not in choice:
+    choice = read_json(path)
+    if choice.get("schema") != SCHEMA or "candidates" not in choice:
         raise InputError("this is no result of `edgeopt convert`", where=str(path))
+    with undamaged(path):
+        names = [row["id"] for row in choice["candidates"] if row.get("latency_ns")]
+        measured = _measurements(folder / "measurements.jsonl")
+        if len(names) != len(measured):
+            raise _contradiction(
+                folder, f"{len(names)} candidates were measured, and {len(measured)} measurements are there"
+            )
+        return choice, dict(zip(names, measured, strict=True))
+
+
+@contextlib.contextmanager
+def undamaged(place: Path) -> Iterator[None]:
+    """What is read in here of a result is there, and of its kind: else InputError."""
     try:
-        return _record(choice, folder, candidate, every)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"this result is damaged: {error!r}", where=str(path)) from None
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"this result is damaged: {error!r}", where=str(place)) from None
 
 
-def _record(choice: Mapping[str, Any], folder: Path, candidate: str | None, every: bool) -> Record:
-    rows = [row for row in choice["candidates"] if row.get("latency_ns")]
-    measured = _measurements(folder / "measurements.jsonl")
-    if len(rows) != len(measured):
-        raise _contradiction(
-            folder, f"{len(rows)} candidates were measured, and {len(measured)} measurements are there"
-        )
-    by_id = {row["id"]: measurement for row, measurement in zip(rows, measured, strict=True)}
+def _record(
+    choice: Mapping[str, Any], by_id: Mapping[str, Measurement], folder: Path, candidate: str | None, every: bool
+) -> Record:
+    measured = list(by_id.values())
     wanted = candidate or choice["winner"]
     found = {
         row["id"]: _evidence(
@@ -195,7 +215,7 @@ def baseline_text(record: Record) -> str:
 def parse_baseline(text: str, place: str) -> Record:
     """What `baseline_text` wrote. Raises InputError where it is something else."""
     try:
-        value = json.loads(text)
+        value = jsontext.parse(text)
     except ValueError as error:
         raise InputError(f"not JSON: {error}", where=place, remedy=REMEDY) from None
     if not isinstance(value, dict) or value.get("kind") != KIND:
@@ -249,7 +269,7 @@ def _evidence(
     readings["cold start"] = Reading(measured.load_ns + measured.first_inference_ns)
     readings["peak memory"] = Reading(measured.peak_memory_bytes)
     readings["size"] = Reading(row["artifact"]["size_bytes"] if row["artifact"] else None)
-    readings["cpu operators"] = Reading((row.get("details") or {}).get("cpu_operators"))
+    readings["cpu operators"] = Reading((row.get("placement") or {}).get("left_to_cpu"))
     readings |= _qualities(quality) if quality else {}
     speedup = row.get("speedup") or ({"value": 1, "low": 1, "high": 1, "against": name} if original else None)
     if speedup:
@@ -363,17 +383,22 @@ def _measurements(path: Path) -> list[Measurement]:
     return found
 
 
-def _json_of(path: Path, folder: Path) -> Any:
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of a run's folder. Raises InputError where there is none, or it is something else."""
+    folder = path.parent
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "is not there"
         raise InputError(f"{folder} {what}", remedy=nearby(folder) or "Give the folder that `edgeopt convert` wrote.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = jsontext.parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         remedy = "Give the folder that `edgeopt convert` wrote, such as runs/fashion-mnist-1."
         raise InputError(f"{folder} is no run: it has no {path.name}", remedy=remedy) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise InputError("this is no result of `edgeopt convert`", where=str(path))
+    return found
 
 
 def _contradiction(folder: Path, what: str) -> InputError:

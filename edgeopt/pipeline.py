@@ -29,6 +29,7 @@ from edgeopt.stages import StageJob, import_model
 from edgeopt.store import Entry, Made, Store, source_digests
 from edgeopt.target import Target
 
+PEAK = "peak_memory_bytes"  # of the worker that made a step
 MEMORY_SHARE = 0.8  # of the machine's memory, what one worker may take before it is stopped
 
 
@@ -55,12 +56,14 @@ class Prepared:
 class Workers:
     """Starts workers with the run's limits, and can stop all of them at once.
 
-    `clock` holds the limit on the run's time, None where there is none.
+    `temporary` is the folder of their temporary files: one that is killed removes none. `clock` holds the limit on the
+    run's time, None where there is none.
     """
 
     store: Store
     limits: worker.Limits
     observer: Observer
+    temporary: Path
     clock: Clock | None = None
     _live: set[worker.Worker] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -117,11 +120,16 @@ class Workers:
         seconds = [most for most in (self.limits.seconds, allowed) if most is not None]
         limits = replace(self.limits, seconds=min(seconds, default=None))
         try:
-            return worker.Worker(function, args, log=log, limits=limits, python=python)
+            return worker.Worker(function, args, log=log, limits=limits, python=python, env=self.environment)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise  # the store tells of a full disk
             raise WorkerCrashed(f"the worker process could not be started: {error}") from error
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a worker on this machine has in its environment besides."""
+        return {"TMPDIR": str(self.temporary.absolute())}
 
     def log_of(self, job: str) -> Path:
         name = "".join(c if c.isalnum() or c in "-.=" else "_" for c in job)
@@ -331,7 +339,7 @@ def _import(made_plan: Plan, example: Prepared | None, store: Store, workers: Wo
         made_by = MadeBy(IMPORT, import_model.VERSION, {"model": recipe.model.rpartition("/")[2]}, inputs["tools"])
         artifact = _artifact(result["produced"], out, None, made_by, None)
         late = _remember(store, inputs, result["sources"], recipe.model)
-        return Made({"artifact": artifact.to_json()}, late)
+        return Made({"artifact": artifact.to_json(), PEAK: result[PEAK]}, late)
 
     entry, reused = store.build(inputs, make, place=place_of(recipe.model), stopping=workers.stopping)
     return Done(built(entry), reused)
@@ -404,7 +412,7 @@ def _step_job(
             made_by = MadeBy(step.stage, inputs["version"], {step.choice: inputs["options"]}, inputs["tools"])
             artifact = _artifact(result, out, parent.artifact, made_by, target)
             late = _remember(store, inputs, result["sources"], code_of(step))
-            return Made({"artifact": artifact.to_json()}, late)
+            return Made({"artifact": artifact.to_json(), PEAK: result[PEAK]}, late)
 
         entry, reused = store.build(inputs, make, place=place_of(code_of(step)), stopping=workers.stopping)
         store.forget_checkpoints(inputs)
@@ -441,7 +449,7 @@ def run_stage(args: Mapping[str, Any], channel: worker.Channel) -> dict[str, Any
         scratch=Path(args["scratch"]),
         threads=args["threads"],
     )
-    return stage.run(job).to_json()
+    return {**stage.run(job).to_json(), PEAK: worker.peak_memory_bytes()}
 
 
 def _artifact(

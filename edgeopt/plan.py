@@ -14,7 +14,7 @@ from typing import Any
 from edgeopt import backends, compilers, formats, stages
 from edgeopt.artifact import Artifact
 from edgeopt.errors import InputError, MissingDependency
-from edgeopt.recipe import Alternative, DataSource, Recipe, RecipeStep
+from edgeopt.recipe import TIMING, Alternative, DataSource, Recipe, RecipeStep
 from edgeopt.stages import Options
 from edgeopt.target import Target
 
@@ -70,6 +70,11 @@ class Plan:
     baseline: str
     left_out: Mapping[str, str]
 
+    @property
+    def judges(self) -> bool:
+        """Whether it is found out how right candidates are: not where the data is for timing alone."""
+        return TIMING not in self.recipe.data
+
     def searches(self) -> tuple[PlanStep, ...]:
         """The steps of which something has to be found by measuring before they can be built."""
         return tuple(step for step in self.steps if stages.search_of(step.stage, step.choice, step.options))
@@ -124,12 +129,12 @@ def make(recipe: Recipe, left_out: Mapping[str, str] | None = None) -> Plan:
     compile_step = _compile_step(recipe, left_out)
     transforms = [_usable(step, recipe, left_out) for step in recipe.steps if step.stage != "compile"]
 
-    untouched = [Alternative(a.choice, type(a.options)()) for a in compile_step.alternatives]
+    untouched = [_on(recipe.target, Alternative(a.choice, type(a.options)())) for a in compile_step.alternatives]
     leaves = [(IMPORT, SOURCE_PRECISION, alternative, True) for alternative in dict.fromkeys(untouched)]
     leaves += [
         (parent, precision, alternative, False)
         for parent, precision in _tree(transforms, steps, left_out)
-        for alternative in compile_step.alternatives
+        for alternative in (_on(recipe.target, alternative) for alternative in compile_step.alternatives)
     ]
     for parent, precision, alternative, is_untouched in leaves:
         step = _step("compile", alternative, parent, precision, steps, left_out)
@@ -288,6 +293,11 @@ def _compile_step(recipe: Recipe, left_out: dict[str, str]) -> RecipeStep:
     return RecipeStep("compile", alternatives)
 
 
+def _on(target: Target, alternative: Alternative) -> Alternative:
+    """An alternative of the compile step, its options completed by the target's."""
+    return replace(alternative, options=compilers.options_on(target, alternative.choice, alternative.options))
+
+
 def _usable(step: RecipeStep, recipe: Recipe, left_out: dict[str, str]) -> RecipeStep:
     """A step without the alternatives that need what is not installed, where a level asked for it and nobody else."""
     if not recipe.steps_optional:
@@ -376,7 +386,7 @@ def _path(steps: Mapping[str, PlanStep], step_id: str) -> list[PlanStep]:
 
 
 def _data(recipe: Recipe, steps: Iterable[PlanStep]) -> dict[str, DataSource]:
-    """The data that will be read: what steps need, what validates, and an example for the import."""
+    """The data that will be read: what steps need, what validates (or only times), and an example for the import."""
     needed: dict[str, PlanStep] = {}
     for step in steps:
         for role in step.roles:
@@ -391,6 +401,8 @@ def _data(recipe: Recipe, steps: Iterable[PlanStep]) -> dict[str, DataSource]:
     chosen = {role: given[role] for role in needed}
     if "validation" in recipe.data:
         chosen["validation"] = recipe.data["validation"]
+    elif TIMING in recipe.data:
+        chosen["validation"] = recipe.data[TIMING]
     elif recipe.data:
         role = "train" if "train" in recipe.data else "calibration"
         chosen["validation"] = replace(recipe.data[role], samples=recipe.data[role].samples or 1000)

@@ -27,7 +27,9 @@ from edgeopt.stages import Options
 from edgeopt.target import Target
 
 METRICS = ("top1", "top5", "agreement", "sqnr")
-ROLES = ("train", "calibration", "tuning", "validation")
+QUALITIES = ("accuracy drop", "fidelity", "sqnr")  # quantities that say how right a candidate is
+ROLES = ("train", "calibration", "tuning", "validation", "timing")
+TIMING = "timing"  # stands alone: inputs of the right shape that say nothing of how right a candidate is
 CALIBRATION_SAMPLES = 300
 LEAST_STEP_MEMORY_BYTES = 100 << 20
 MOST_COMBINATIONS = 1000  # of the options of one alternative
@@ -91,10 +93,12 @@ class RecipeStep:
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """How candidates are timed: `rounds` of blocks of `block_ns`, and whether validation is cut to fewer samples."""
+    """How candidates are timed: `rounds` of blocks of `block_ns`; `batches` are the sizes of the winner's batch curve,
+    empty for no curve, None for those of the target."""
 
     rounds: int = 16
     block_ns: int = 100_000_000
+    batches: tuple[int, ...] | None = None
 
     @property
     def seconds(self) -> float:
@@ -182,6 +186,8 @@ class _Reader:
             "time": self._duration,
         }
         found = {key: readers[key](top[key], (key,)) for key in self._known(top, readers, ())}
+        if TIMING in (found.get("data") or {}):
+            self._judged_by_nothing(found)
         if "model" not in top and not difflib.get_close_matches("model", top):
             self.problems.append(((), "a recipe needs a model: a file, or a torch factory such as model.py:build"))
         if self.problems:
@@ -306,6 +312,8 @@ class _Reader:
                 location = self._location(origin, where)
                 drawn = options.get("samples"), options.get("seed", DataSource.seed)
                 sources[role] = DataSource(location, *drawn, self._part(role, named, place))
+        if TIMING in named and len(named) > 1:
+            self._wrong((*place, TIMING), "timing data is for recipes without other data: leave it out")
         if "calibration" not in sources and "train" in sources:
             sources["calibration"] = replace(sources["train"], samples=CALIBRATION_SAMPLES, seed=DataSource.seed)
         return sources
@@ -335,6 +343,14 @@ class _Reader:
                 self._wrong(place, f"{role} is taken from itself: {' from '.join([*passed, origin])}")
                 return None
             passed.append(origin)
+
+    def _judged_by_nothing(self, found: Mapping[str, Any]) -> None:
+        """What asks how right a candidate is, where the data is for timing alone."""
+        asked: list[yaml.Place] = [("metric",)] if found.get("metric") else []
+        asked += [("budget", limit.quantity) for limit in found.get("budget") or () if limit.quantity in QUALITIES]
+        asked += [("prefer",) for name in found.get("prefer") or () if name in QUALITIES]
+        for place in asked:
+            self._wrong(place, f"{place[-1]} needs real samples: the data is for timing alone")
 
     def _preprocess(self, value: Any, place: yaml.Place) -> Preprocess:
         value = self._mapping(value, place, "preprocess")
@@ -400,15 +416,24 @@ class _Reader:
 
     def _measure(self, value: Any, place: yaml.Place) -> MeasureOptions:
         value = self._mapping(value, place, "measure")
-        rounds, block = MeasureOptions.rounds, MeasureOptions.block_ns
-        for key in self._known(value, ("rounds", "block"), place):
+        rounds, block, batches = MeasureOptions.rounds, MeasureOptions.block_ns, MeasureOptions.batches
+        for key in self._known(value, ("rounds", "block", "batches"), place):
             if key == "block":
                 block = self._duration(value[key], (*place, key)) or block
+            elif key == "batches":
+                batches = self._batches(value[key], (*place, key))
             elif not _is_integer(value[key]) or value[key] < 3:
                 self._wrong((*place, key), "rounds is a whole number of at least 3")
             else:
                 rounds = value[key]
-        return MeasureOptions(rounds, block)
+        return MeasureOptions(rounds, block, batches)
+
+    def _batches(self, value: Any, place: yaml.Place) -> tuple[int, ...]:
+        sizes = value if isinstance(value, list) else [value]
+        if not all(_is_integer(size) and size >= 1 for size in sizes):
+            self._wrong(place, "batches are whole numbers of at least 1: batches: [1, 8, 32]")
+            return ()
+        return tuple(sorted(set(sizes)))
 
     def _steps(self, value: Any, place: yaml.Place) -> tuple[RecipeStep, ...]:
         if not isinstance(value, list):

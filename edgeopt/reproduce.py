@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import __version__, devices, run, yaml
+from edgeopt import __version__, devices, jsontext, run, yaml
+from edgeopt.conditions import Machine
 from edgeopt.errors import EdgeoptError, InputError, RegressionError
-from edgeopt.measurement import Machine
 from edgeopt.nearby import nearby
 from edgeopt.recipe import Recipe, resolve
 from edgeopt.report.live import Display
@@ -38,7 +38,7 @@ def read(path: Path) -> dict[str, Any]:
     """A run.json, or that of a run's folder. Raises InputError where it is none, or of an edgeopt that told less."""
     path = path / LOCK if path.is_dir() else path
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = jsontext.parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is not there", remedy=nearby(path, "Give the run.json of a run.")) from None
     except (OSError, ValueError) as error:
@@ -51,6 +51,10 @@ def read(path: Path) -> dict[str, Any]:
             where=str(path),
             remedy="Convert the recipe once more: that run can be reproduced.",
         )
+    told = found["recipe"]
+    whole = all(isinstance(told.get(key), str) for key in ("folder", "name")) and "document" in told
+    if not whole or not all(isinstance(step, dict) for step in found["steps"]):
+        raise InputError("this run.json is damaged", where=str(path), remedy="Give the run.json of a run.")
     return {**found, "place": str(path)}
 
 

@@ -57,6 +57,14 @@ def read_recipe(
     return resolve(document, base=base, name=name, of_a_level=True)
 
 
+def of_mapping(
+    recipe: Mapping[str, Any], *, target: str | None, budget: Sequence[str], time: str | None, base: Path
+) -> Recipe:
+    """A recipe that is a mapping already, as its YAML would read; what else is given goes over what it says."""
+    document = _with_flags(yaml.Document("recipe", dict(recipe)), {"target": target, "time": time}, _limits(budget))
+    return resolve(document, base=base, name="recipe")
+
+
 def _roles(data: str, *, trains: bool) -> dict[str, Any]:
     """What samples of unknown purpose are taken for. Those that train or calibrate a training never validate it."""
     if not trains:

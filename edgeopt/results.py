@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.artifact import Artifact
-from edgeopt.bench.session import SessionResult
-from edgeopt.budget import Budget, Choice, Scored, choose, judge
+from edgeopt.budget import Budget, Choice, Interval, Scored, choose, judge
 from edgeopt.errors import EdgeoptError, MissingDependency, NoAccelerator, NoTimeLeft
-from edgeopt.measurement import Comparison, Drop, Measurement
+from edgeopt.measurement import Measurement
+from edgeopt.measuring.session import SessionResult
 from edgeopt.pipeline import Built, Prepared
+from edgeopt.placement import Placement
 from edgeopt.plan import Candidate, Plan
+from edgeopt.profile import BatchCurve
+from edgeopt.statistics import Comparison, Drop
 from edgeopt.store import Entry
 
 SCHEMA = 1
@@ -47,7 +50,8 @@ class Quality:
 class Outcome:
     """What became of one candidate. What did not come about is None; `error` says why.
 
-    `counts` holds parameters and macs (multiply-accumulates for one sample), None where unknown.
+    `counts` holds parameters and macs (multiply-accumulates for one sample), None where unknown. `placement` is where
+    its operators run. `batch_curve` is the winner's alone.
     """
 
     candidate: Candidate
@@ -57,6 +61,8 @@ class Outcome:
     error: EdgeoptError | None
     log: str | None = None
     counts: Mapping[str, int | None] = field(default_factory=dict)
+    batch_curve: BatchCurve | None = None
+    placement: Placement = field(default_factory=Placement)
 
 
 @dataclass(frozen=True)
@@ -102,9 +108,17 @@ def values(outcome: Outcome) -> dict[str, float | None]:
     found["size"] = outcome.artifact.size_bytes if outcome.artifact else None
     found["accuracy drop"] = quality.drop.value if quality and quality.drop else None
     found["fidelity"] = quality.fidelity if quality else None
-    found["cpu operators"] = outcome.artifact.details.get("cpu_operators") if outcome.artifact else None
+    found["cpu operators"] = outcome.placement.left_to_cpu
     found["sqnr"] = (math.inf if quality.exact else quality.sqnr_db) if quality else None
     return found
+
+
+def intervals(outcome: Outcome) -> dict[str, Interval]:
+    """Those of the quantities that are estimates over samples."""
+    quality = outcome.quality
+    if not quality or not quality.drop:
+        return {}
+    return {"accuracy drop": Interval(quality.drop.low, quality.drop.high, quality.samples)}
 
 
 CompareTwo = Callable[[str, str], Comparison | None]
@@ -120,7 +134,7 @@ def decide(outcomes: Mapping[str, Outcome], budget: Budget, compare: CompareTwo)
         return "tie" if values(outcomes[a])[quantity] == values(outcomes[b])[quantity] else "faster"
 
     scored = [
-        Scored(o.candidate.id, values(o), o.candidate.depth, _told(o.error) if o.error else None)
+        Scored(o.candidate.id, values(o), o.candidate.depth, _told(o.error) if o.error else None, intervals(o))
         for o in outcomes.values()
     ]
     return choose(scored, budget, compare_two)
@@ -131,7 +145,13 @@ def document(result: RunResult, choice: Choice, run: str, times: Mapping[str, fl
     plan, outcomes = result.plan, result.outcomes
     budget = plan.recipe.budget
     speedups = {name: result.compare(plan.baseline, name) for name in outcomes if name != plan.baseline}
-    rows = [candidate_json(o, choice, budget, speedups.get(name), plan.baseline) for name, o in outcomes.items()]
+    rows = [
+        {
+            **candidate_json(o, choice, budget, speedups.get(name), plan.baseline),
+            "over_float": _over_float(o.candidate, result),
+        }
+        for name, o in outcomes.items()
+    ]
     rows += [_skipped(name, reason) for name, reason in plan.left_out.items()]
     return {
         "schema": SCHEMA,
@@ -189,6 +209,7 @@ def candidate_json(
         "load_ns": measured.load_ns if measured else None,
         "first_inference_ns": measured.first_inference_ns if measured else None,
         "peak_memory_bytes": measured.peak_memory_bytes if measured else None,
+        "batch_curve": outcome.batch_curve.summary() if outcome.batch_curve else None,
         "runtime_version": measured.runtime_version if measured else None,
         "threads": measured.threads if measured else None,
         "warnings": list(measured.warnings) if measured else [],
@@ -205,23 +226,45 @@ def candidate_json(
         }
         if quality
         else None,
-        "speedup": {**speedup.speedup.to_json(), "against": baseline, "verdict": speedup.verdict} if speedup else None,
-        "operators": details.get("operators"),
+        "speedup": {
+            **speedup.speedup.to_json(),
+            "against": baseline,
+            "verdict": speedup.verdict,
+            "reason": speedup.reason,
+            "precise": speedup.speedup.is_precise,
+        }
+        if speedup
+        else None,
+        "operators": outcome.placement.counts or None,
+        "placement": outcome.placement.told(artifact.precision if artifact else ""),
         "budget": [
             {
                 "quantity": verdict.limit.quantity,
                 "limit": verdict.limit.bound,
                 "value": verdict.value if verdict.value is None or math.isfinite(verdict.value) else None,
                 "passed": verdict.passed,
+                "undecided": verdict.undecided,
+                "samples_needed": verdict.needed if verdict.undecided else None,
                 "told": str(verdict),
             }
-            for verdict in judge(budget, values(outcome))
+            for verdict in judge(budget, values(outcome), intervals(outcome))
         ],
         "status": _status(outcome, choice),
         "reasons": list(choice.rejected.get(name, ())),
         "error": outcome.error.to_json() if outcome.error else None,
         "log": outcome.log,
     }
+
+
+def _over_float(candidate: Candidate, result: RunResult) -> dict[str, Any] | None:
+    """The speed-up of a quantized candidate over the one that differs from it in that alone."""
+    steps = {stage: label for stage, label in candidate.labels.items() if stage.partition(" ")[0] != "quantize"}
+    if steps == candidate.labels:
+        return None
+    alike = (c.id for c in result.plan.candidates if (dict(c.labels), c.backend) == (steps, candidate.backend))
+    name = next(alike, None)
+    found = result.compare(name, candidate.id) if name is not None else None
+    return {**found.speedup.to_json(), "against": name, "verdict": found.verdict} if found else None
 
 
 def _pruned(result: RunResult) -> Iterator[dict[str, Any]]:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt import devices, evaluation, pipeline, plan, rundir, search
-from edgeopt.bench import machine
-from edgeopt.bench.session import SessionResult
 from edgeopt.clock import Clock
 from edgeopt.errors import BudgetError, EdgeoptError, InputError, NoTimeLeft, StageError
 from edgeopt.errors import from_json as error_from_json
+from edgeopt.measuring import machine
+from edgeopt.measuring.session import SessionResult
 from edgeopt.pipeline import Built, Prepared, Workers
 from edgeopt.plan import IMPORT, Candidate, Plan
 from edgeopt.recipe import Recipe
@@ -43,15 +43,16 @@ def convert(recipe: Recipe, *, output: Path | None, remeasure: bool, display: Di
     if not made.data:
         raise InputError(
             "there are no samples to measure with",
-            remedy="Add data to the recipe (validation: samples.npz), or give --data samples.npz.",
+            remedy="Add data to the recipe (validation: samples.npz), or give --data samples.npz. Without samples, "
+            "`edgeopt init MODEL` writes a recipe for times alone.",
         )
     device = devices.find(recipe.target)
     device.check(candidate.backend for candidate in made.candidates)
     target = devices.as_found(recipe.target, device)
     with rundir.reserved(output, recipe.name) as folder:
         store = Store(default_root())
-        with store.in_use(), display:
-            workers = Workers(store, pipeline.limits_of(recipe), display, clock)
+        with store.in_use() as temporary, display:
+            workers = Workers(store, pipeline.limits_of(recipe), display, temporary, clock)
             seconds, searched = {}, search.Resolved(recipe)
             if made.searches():
                 with clock.part(search.TIME_SHARE):
@@ -60,8 +61,10 @@ def convert(recipe: Recipe, *, output: Path | None, remeasure: bool, display: Di
                 seconds = {"search": time.monotonic() - started}
             work = _Work(made, store, workers, target, device, display, remeasure, searched)
             result = work.run()
+            choice = decide(result.outcomes, recipe.budget, result.compare)
+            if choice.winner and recipe.measure.batches != ():
+                result = work.with_batch_curve(result, choice.winner)
         times = {**seconds, **result.seconds, "total": time.monotonic() - started}
-        choice = decide(result.outcomes, recipe.budget, result.compare)
         found = document(result, choice, str(folder.final), times)
         rundir.write(folder, found, result, target)
     return found
@@ -109,16 +112,18 @@ class _Work:
         for name, error in (evaluation.failures(session) if session else {}).items():
             errors[name] = error
         logs = {c.id: log for c in self.plan.candidates if (log := self._log(c, errors, session))}
-        quality = evaluation.qualities(entries, self.plan.baseline)
+        quality = evaluation.qualities(entries, self.plan.baseline) if self.plan.judges else {}
+        artifacts = {c.id: builds[c.step].artifact for c in self.plan.candidates if c.step in builds}
         outcomes = {
             c.id: Outcome(
                 candidate=c,
-                artifact=builds[c.step].artifact if c.step in builds else None,
+                artifact=artifacts.get(c.id),
                 measurement=session.outcomes[c.id].measurement if session and c.id in ready else None,
                 quality=quality.get(c.id),
                 error=self._error(c, errors),
                 log=f"log/{logs[c.id].name}" if c.id in logs else None,
                 counts=self._counts(c, done),
+                placement=evaluation.placement(entries.get(c.id), artifacts.get(c.id)),
             )
             for c in self.plan.candidates
         }
@@ -140,6 +145,23 @@ class _Work:
                 **{job: asdict(done[job].value) for job in done if job.startswith("data:")},
             },
         )
+
+    def with_batch_curve(self, result: RunResult, name: str) -> RunResult:
+        """The result, with how one candidate does at batches of several sizes."""
+        outcome, samples = result.outcomes[name], result.samples
+        assert samples is not None
+        curve = evaluation.batch_curve(
+            self.plan,
+            name,
+            result.builds[outcome.candidate.step],
+            samples,
+            self.store,
+            self.workers,
+            self.device,
+            self.target,
+            again=self.remeasure,
+        )
+        return replace(result, outcomes={**result.outcomes, name: replace(outcome, batch_curve=curve)})
 
     def _measure(self, ready: Mapping[str, Built], samples: Prepared) -> tuple[SessionResult, bool]:
         return evaluation.measure(
@@ -206,7 +228,9 @@ class _Work:
             told[
                 f"{Path(source.location).name} was split by chance: {count} of its samples are kept for validation"
             ] = None
-        if "validation" not in self.plan.recipe.data:
+        if not self.plan.judges:
+            told["how right the candidates are is not known: the data is for timing alone"] = None
+        elif "validation" not in self.plan.recipe.data:
             told["there is no validation data: quality is taken on the data that calibrated"] = None
         for warning in _alike(session):
             told[warning] = None

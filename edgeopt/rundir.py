@@ -3,6 +3,7 @@
 run.json             all that is needed to do it again: recipe, digests, versions, seeds, machine
 choice.json          the document of `edgeopt.results`
 measurements.jsonl   a line for each candidate, with every raw sample
+batch_curve.json     the winner's latency by batch size, with every raw sample
 report.md            the table for a person; report.html the same for a browser
 best/                the winner's bundle
 log/                 what the workers of failed candidates printed
@@ -22,10 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from edgeopt import __version__, bundle
+from edgeopt import __version__, backends, bundle, sbom
+from edgeopt.artifact import Artifact
 from edgeopt.errors import InputError
 from edgeopt.plan import IMPORT
-from edgeopt.report import html, markdown
+from edgeopt.report import card, html, markdown
 from edgeopt.results import Outcome, RunResult
 from edgeopt.samples import Samples
 from edgeopt.target import Target
@@ -87,17 +89,21 @@ def write(folder: RunFolder, document: Mapping[str, Any], result: RunResult, tar
 
 
 def _write(folder: Path, document: Mapping[str, Any], result: RunResult, target: Target) -> None:
-    _json(folder / "run.json", run_json(document, result, target))
+    run = run_json(document, result, target)
+    _json(folder / "run.json", run)
     _json(folder / "choice.json", document)
-    measured = [outcome.measurement for outcome in result.outcomes.values() if outcome.measurement]
-    (folder / "measurements.jsonl").write_text("".join(measurement.to_line() + "\n" for measurement in measured))
+    measured = {name: outcome.measurement for name, outcome in result.outcomes.items() if outcome.measurement}
+    lines = [measurement.to_line() + "\n" for measurement in measured.values()]
+    (folder / "measurements.jsonl").write_text("".join(lines))
     (folder / "report.md").write_text(markdown.render(document))
-    (folder / "report.html").write_text(html.render(document))
+    (folder / "report.html").write_text(html.render(document, measured, run), encoding="utf-8")
     for name, log in result.logs.items():
         (folder / "log").mkdir(exist_ok=True)
         shutil.copyfile(log, folder / str(result.outcomes[name].log))
     if document["winner"]:
-        _write_best(folder / "best", result.outcomes[document["winner"]], document, result)
+        if (curve := result.outcomes[document["winner"]].batch_curve) is not None:
+            _json(folder / "batch_curve.json", curve.to_json())
+        _write_best(folder / "best", result.outcomes[document["winner"]], document, run, result)
 
 
 def run_json(document: Mapping[str, Any], result: RunResult, target: Target) -> dict[str, Any]:
@@ -138,6 +144,8 @@ def run_json(document: Mapping[str, Any], result: RunResult, target: Target) -> 
                 "inputs": built.entry.inputs,
                 "artifact": built.artifact.digest,
                 "reused": result.reused[step.id],
+                "seconds": built.entry.seconds,
+                "peak_memory_bytes": built.entry.meta.get("peak_memory_bytes"),
             }
             for step in result.plan.steps
             if (built := result.builds.get(step.id))
@@ -147,7 +155,9 @@ def run_json(document: Mapping[str, Any], result: RunResult, target: Target) -> 
     }
 
 
-def _write_best(folder: Path, winner: Outcome, document: Mapping[str, Any], result: RunResult) -> None:
+def _write_best(
+    folder: Path, winner: Outcome, document: Mapping[str, Any], run: Mapping[str, Any], result: RunResult
+) -> None:
     """The winner's bundle, its golden outputs those that its backend gave on the target while quality was taken."""
     import numpy as np
 
@@ -169,9 +179,30 @@ def _write_best(folder: Path, winner: Outcome, document: Mapping[str, Any], resu
         {name: np.asarray(samples.raw(name)[:count]) for name in samples.inputs},
         outputs,
         samples.preprocess,
-        [{**winner.measurement.summary(), "quality": chosen["quality"]}],
+        [{**winner.measurement.summary(), **{key: chosen[key] for key in ("quality", "placement", "batch_curve")}}],
         {"edgeopt": __version__, "candidate": chosen["id"], "steps": chosen["steps"], "source": _source_of(result)},
+        documents={
+            sbom.NAME: _bill_of_materials(winner, winner.artifact, result),
+            card.NAME: card.render(
+                document,
+                run,
+                winner.artifact,
+                samples.preprocess,
+                samples.inputs,
+                count,
+                winner.measurement.energy_uj_per_inference,
+            ),
+        },
     )
+
+
+def _bill_of_materials(winner: Outcome, artifact: Artifact, result: RunResult) -> str:
+    assert winner.measurement is not None
+    steps = result.plan.lineage(result.plan.step(winner.candidate.step))
+    tools = {IMPORT: result.sources[IMPORT]["tools"]}
+    tools |= {step.id: result.builds[step.id].artifact.made_by.tools for step in steps}
+    runtime = backends.find(winner.candidate.backend).DISTRIBUTION, winner.measurement.runtime_version
+    return sbom.render(artifact, winner.candidate.id, tools, runtime)
 
 
 def _source_of(result: RunResult) -> dict[str, Any]:

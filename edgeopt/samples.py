@@ -11,6 +11,9 @@ of layout. This module knows nothing of where samples come from.
 from __future__ import annotations
 
 import json
+import tokenize
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -18,6 +21,7 @@ from urllib.parse import quote
 
 from edgeopt.artifact import TensorSpec
 from edgeopt.errors import InputError
+from edgeopt.fields import checked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +31,11 @@ if TYPE_CHECKING:
 MANIFEST = "samples.json"
 LABELS = "labels"
 LABELS_FILE = f"{LABELS}.npy"
+# What zipfile and numpy raise, but for OSError, where a .npz or .npy is damaged.
+DAMAGE = (
+    ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, SyntaxError, OverflowError,
+    tokenize.TokenError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class Preprocess:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Preprocess:
-        return Preprocess(tuple(value["mean"]), tuple(value["std"]), tuple(value["transpose"]))
+        return checked(Preprocess(tuple(value["mean"]), tuple(value["std"]), tuple(value["transpose"])))
 
 
 class Samples:

@@ -24,17 +24,17 @@ from statistics import median
 from typing import Any
 
 from edgeopt import evaluation, pipeline, plan, stages
-from edgeopt.bench import machine
-from edgeopt.bench.session import SessionResult
 from edgeopt.budget import QUANTITIES
 from edgeopt.devices import Device
 from edgeopt.errors import EdgeoptError, NoTimeLeft, StageError
-from edgeopt.measurement import LEAST_MARGIN, LEAST_ROUNDS
+from edgeopt.measuring import machine
+from edgeopt.measuring.session import SessionResult
 from edgeopt.pipeline import Built, Workers
 from edgeopt.plan import Candidate, Plan
 from edgeopt.recipe import Alternative, MeasureOptions, Recipe, RecipeStep
 from edgeopt.schedule import Done, Observer, run_all
 from edgeopt.stages import Options, Search
+from edgeopt.statistics import LEAST_MARGIN, LEAST_ROUNDS
 from edgeopt.store import Store
 from edgeopt.target import Target
 

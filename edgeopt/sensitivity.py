@@ -42,8 +42,8 @@ def examine(recipe: Recipe, *, samples: int, display: Display) -> dict[str, Any]
     except TargetUnreachable:
         target = recipe.target  # nothing is run there; without its instruction set weights keep to 7 bits
     store = Store(default_root())
-    workers = Workers(store, pipeline.limits_of(recipe), display)
-    with store.in_use(), display:
+    with store.in_use() as temporary, display:
+        workers = Workers(store, pipeline.limits_of(recipe), display, temporary)
         shown = replace(step, id=RANKING, parent=step.id, label=RANKING)
         display.planned(replace(wanted, steps=(step, shown)), recipe.name)
         jobs = pipeline.build_jobs(wanted, store, workers, target)

@@ -94,7 +94,7 @@ def _raised(error: BaseException, what: str, place: str, arguments: int = 0) -> 
     if isinstance(error, SyntaxError) and error.filename:
         return InputError(
             f"{error.filename}:{error.lineno}: not valid Python: {error.msg}",
-            remedy="Mend that line, or the one above.",
+            remedy="Correct that line, or the one above.",
         )
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(Path(f.filename))]
     if frames:
@@ -102,7 +102,7 @@ def _raised(error: BaseException, what: str, place: str, arguments: int = 0) -> 
     text = str(error).strip().splitlines()
     return InputError(
         f"{place}: {what} raised {type(error).__name__}" + (f": {text[0][:200]}" if text else ""),
-        remedy="Mend that code: edgeopt runs it as it is, and calls the function "
+        remedy="Correct that code: edgeopt runs it as it is, and calls the function "
         + (f"with {arguments} arguments." if arguments else "without arguments."),
     )
 

@@ -2,7 +2,8 @@
 
     <root>/entries/<key>/      entry.json (inputs, digests of the files, meta) and files/
     <root>/partial/<key>/      being built; renamed into entries/ when complete
-    <root>/locks/<key>         held while a key is built, so that two runs build it once
+    <root>/partial/run-<id>/   the temporary files of one run, and of all that it starts
+    <root>/locks/              held while a key is built, so that two runs build it once, and while a run lives
     <root>/hints/<key>.json    the source files that user code was found to load (see `Store.remember`)
     <root>/logs/               what workers printed
     <root>/checkpoints/<key>/  what a worker that was killed left for the next one; gone when the key is built
@@ -26,10 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeopt.artifact import canonical_json, list_files, sha256_of_file
+from edgeopt.artifact import FileEntry, canonical_json, list_files, sha256_of_file
 from edgeopt.errors import InputError, Interrupted
 
 SCHEMA = 1
+RECORD = "entry.json"
+RUN = "run-"  # what the temporary folder of a run is named by
 WAIT_SECONDS = 0.1
 LOGS_KEPT_SECONDS = 7 * 24 * 3600
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -39,19 +42,40 @@ Inputs = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished step. `files` is the folder of what it made, `meta` what it told, `seconds` what it took then."""
+    """A finished step. `files` is the folder of what it made, `meta` what it told, `seconds` what it took then.
+
+    `listed` are the files in that folder, as they were when it was stored.
+    """
 
     key: str
     folder: Path
     inputs: Mapping[str, Any]
     meta: Mapping[str, Any]
     seconds: float
-    size_bytes: int
+    listed: Sequence[FileEntry]
     used: float
 
     @property
     def files(self) -> Path:
         return self.folder / "files"
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.listed)
+
+    @property
+    def step(self) -> str:
+        """The stage and the choice that made it, as people say it."""
+        return f"{self.inputs.get('stage', '')} {self.inputs.get('choice', '')}".strip()
+
+
+@dataclass(frozen=True)
+class Damage:
+    """An entry that is not what was stored. `step` is that of the entry, None where its record cannot tell."""
+
+    key: str
+    step: str | None
+    what: str
 
 
 @dataclass(frozen=True)
@@ -84,10 +108,7 @@ class Store:
             for name in ("entries", "partial", "locks", "hints", "logs"):
                 (root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(
-                f"{root}: the cache cannot be written ({error.strerror})",
-                remedy="Point EDGEOPT_CACHE to a folder that can be.",
-            ) from None
+            raise _unwritable(root, error) from None
 
     @property
     def corrupt(self) -> Sequence[str]:
@@ -99,12 +120,12 @@ class Store:
         entry = self._read(self.root / "entries" / key_of(inputs))
         if entry is None:
             return None
-        if not _intact(entry.folder):
+        if _changed(entry) is not None:
             self._corrupt.append(entry.key)
             self._discard(entry.folder)
             return None
         with contextlib.suppress(OSError):
-            os.utime(entry.folder / "entry.json")
+            os.utime(entry.folder / RECORD)
         return entry
 
     def build(
@@ -139,7 +160,7 @@ class Store:
                     "seconds": round(time.monotonic() - started, 3),
                     "files": [[f.path, f.sha256, f.size_bytes] for f in list_files(partial / "files")],
                 }
-                _write(partial / "entry.json", {**record, "sha256": _seal(record)})
+                self._file(partial / RECORD, {**record, "sha256": _seal(record)})
                 final = self.root / "entries" / key_of(full)
                 if (same := self.find(full)) is not None:  # made of the same sources in another place
                     return same, False
@@ -151,6 +172,14 @@ class Store:
             entry = self._read(final)
             assert entry is not None
             return entry, False
+
+    def _file(self, path: Path, value: Mapping[str, Any]) -> None:
+        try:
+            _write(path, value)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise  # told with a remedy of its own
+            raise _unwritable(self.root, error) from None
 
     def checkpoints(self, inputs: Inputs) -> Path:
         """The folder, not made yet, where a build with these inputs may keep how far it is."""
@@ -171,8 +200,8 @@ class Store:
         find other modules beside it elsewhere.
         """
         path = self._hint(inputs, place)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        _write(temporary, hint)
+        temporary = path.with_suffix(f".tmp-{os.getpid()}")
+        self._file(temporary, hint)
         os.replace(temporary, path)
 
     def recall(self, inputs: Inputs, place: str = "") -> Mapping[str, Any] | None:
@@ -205,6 +234,24 @@ class Store:
             if (entry := self._read(folder)) is not None:
                 yield entry
 
+    def verify(self) -> tuple[list[Entry], list[Damage]]:
+        """Every entry, each of its files checked against its digest: (the sound, the damaged). Nothing is changed."""
+        sound: list[Entry] = []
+        damaged: list[Damage] = []
+        for folder in sorted((self.root / "entries").iterdir()):
+            try:
+                entry = _entry(folder)
+            except ValueError as error:
+                damaged.append(Damage(folder.name, None, str(error)))
+                continue
+            if entry is None:
+                damaged.append(Damage(folder.name, None, f"{RECORD} is missing"))
+            elif (what := _changed(entry)) is not None:
+                damaged.append(Damage(entry.key, entry.step, what))
+            else:
+                sound.append(entry)
+        return sound, damaged
+
     def nearest(self, inputs: Inputs) -> Entry | None:
         """The entry of the same step that shares most of these inputs: what `cache explain` compares with."""
         same = [e for e in self.entries() if all(e.inputs.get(k) == inputs.get(k) for k in ("stage", "choice"))]
@@ -234,15 +281,35 @@ class Store:
             return removed, kept
 
     @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
-        """While this is held, no other process collects garbage here. What dead runs left is removed first."""
-        with open(self.root / "users", "a") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)
-            self._sweep()
-            yield
+    def in_use(self) -> Iterator[Path]:
+        """While this is held, no other process collects garbage here. What dead runs left is removed first.
+
+        Gives a folder for temporary files, gone at the end: when this process is killed, the next one removes it.
+        """
+        with contextlib.ExitStack() as held:
+            with self._full_disk_told():
+                fcntl.flock(held.enter_context(open(self.root / "users", "a")), fcntl.LOCK_SH)
+                self._sweep()
+                folder = held.enter_context(self._temporary())
+            yield folder
+
+    @contextlib.contextmanager
+    def _temporary(self) -> Iterator[Path]:
+        name = f"{RUN}{os.getpid()}-{time.monotonic_ns()}"
+        lock, folder = self.root / "locks" / name, self.root / "partial" / name
+        with open(lock, "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                folder.mkdir()
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+                lock.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
-        """Remove half-built entries that no living run holds the lock of, and old logs."""
+        """Remove half-built entries and temporary files that no living run holds the lock of, and old logs."""
+        import psutil
+
         for folder in (self.root / "partial").iterdir():
             key, dot, _ = folder.name.partition(".")
             if dot:  # put there by `_discard`
@@ -251,6 +318,11 @@ class Store:
             with contextlib.suppress(BlockingIOError), open(self.root / "locks" / key, "a") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
+                if key.startswith(RUN):  # nobody else will ever want it
+                    Path(file.name).unlink(missing_ok=True)
+        for hint in (self.root / "hints").glob("*.tmp-*"):
+            if not psutil.pid_exists(int(hint.name.rpartition("-")[2])):
+                hint.unlink(missing_ok=True)
         for log in (self.root / "logs").iterdir():
             # this process may have the number of one that is gone
             since = _LOADED if log.name.startswith(f"{os.getpid()}-") else time.time() - LOGS_KEPT_SECONDS
@@ -296,19 +368,11 @@ class Store:
 
     def _read(self, folder: Path) -> Entry | None:
         try:
-            read = json.loads((folder / "entry.json").read_text())
-            record = read if isinstance(read, dict) else {}
-            used = (folder / "entry.json").stat().st_mtime
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+            return _entry(folder)
         except ValueError:
-            record = {}
-        if record.get("schema") != SCHEMA or record.pop("sha256", None) != _seal(record):
             self._corrupt.append(folder.name)
             self._discard(folder)
             return None
-        size = sum(size for _, _, size in record["files"])
-        return Entry(folder.name, folder, record["inputs"], record["meta"], record["seconds"], size, used)
 
     def _discard(self, folder: Path) -> None:
         """Out of the way in one rename, then removed: a reader sees all of an entry or none."""
@@ -327,15 +391,40 @@ def source_digests(sources: Sequence[str]) -> dict[str, Any] | None:
         return None
 
 
-def _intact(folder: Path) -> bool:
+def _entry(folder: Path) -> Entry | None:
+    """An entry as its record tells, its files unread; None where it has none. Raises ValueError of the damage."""
+    path = folder / RECORD
     try:
-        record = json.loads((folder / "entry.json").read_text())
-        return all(
-            (path := folder / "files" / name).stat().st_size == size and sha256_of_file(path) == digest
-            for name, digest, size in record["files"]
-        )
-    except OSError:
-        return False
+        record, used = json.loads(path.read_text()), path.stat().st_mtime
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        raise ValueError(f"{RECORD} cannot be read") from None
+    if not isinstance(record, dict) or record.pop("sha256", None) != _seal(record):
+        raise ValueError(f"{RECORD} is not what was written")
+    if record.get("schema") != SCHEMA:
+        raise ValueError(f"{RECORD} has schema {record.get('schema')}, this edgeopt reads schema {SCHEMA}")
+    listed = tuple(FileEntry(*file) for file in record["files"])
+    return Entry(folder.name, folder, record["inputs"], record["meta"], record["seconds"], listed, used)
+
+
+def _changed(entry: Entry) -> str | None:
+    """What is wrong with an entry's files, all of them read; None where nothing is."""
+    for file in entry.listed:
+        path = entry.files / file.path
+        try:
+            if (size := path.stat().st_size) != file.size_bytes:
+                return f"{file.path} has {size} bytes, not {file.size_bytes}"
+            if sha256_of_file(path) != file.sha256:
+                return f"{file.path} is not what its sha256 says"
+        except OSError as error:
+            return f"{file.path}: {error.strerror}"
+    return None
+
+
+def _unwritable(root: Path, error: OSError) -> InputError:
+    told = f"{root}: the cache cannot be written ({error.strerror})"
+    return InputError(told, remedy="Point EDGEOPT_CACHE to a folder that can be.")
 
 
 def _seal(record: Mapping[str, Any]) -> str:

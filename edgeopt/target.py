@@ -1,6 +1,6 @@
 """The device that a model is made for: what it has, and how to reach it.
 
-`Target` is the specification, from a file; the machine as found is the fingerprint in `edgeopt.bench.machine`.
+`Target` is the specification, from a file; the machine as found is the fingerprint in `edgeopt.measuring.machine`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ class Target:
     {"ssh": "user@host"} with "port", "key" and "known_hosts" (two files) where they differ from the user's own
     configuration. `python` is the interpreter that measures, there; None for the one that runs edgeopt, or "python3" of
     another machine. `isa` are instruction set extensions that matter to quantization ("avx512_vnni", "amx_int8"), empty
-    where they are read off the machine.
+    where they are read off the machine. `runtimes` are options of compile steps, by runtime ({"openvino": {"hint":
+    "throughput"}}), for recipes that say nothing of them.
+
+    `batches` are the sizes of the winner's batch curve, empty for the usual ones.
     """
 
     name: str
@@ -36,6 +39,8 @@ class Target:
     reach: Mapping[str, Any] = field(default_factory=lambda: {"local": True})
     python: Optional[str] = None
     threads: int = 1
+    batches: Tuple[int, ...] = ()
+    runtimes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def is_local(self) -> bool:
@@ -46,6 +51,6 @@ class Target:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Target:
-        lists = ("accelerators", "precisions", "backends", "isa")
+        lists = ("accelerators", "precisions", "backends", "isa", "batches")
         fields: Dict[str, Any] = {key: tuple(item) if key in lists else item for key, item in value.items()}
         return Target(**fields)

@@ -8,23 +8,23 @@ without a pause and overlap where it uses several streams, so that their latenci
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeopt import jsontext
 from edgeopt.errors import InputError
-from edgeopt.measurement import PERCENTILES, Percentile, percentile
+from edgeopt.statistics import PERCENTILES, Percentile, percentile
 
 _NS = 1_000_000  # of a millisecond
+LONGEST_MS = 1e9
 _PARTS = {"copy_in_ns": "h2dMs", "compute_ns": "computeMs", "copy_out_ns": "d2hMs", "latency_ns": "latencyMs"}
-_NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
+_NUMBER = r"[-+]?\d{1,15}(?:\.\d{1,15})?(?:[eE][-+]?\d{1,2})?"
 _THROUGHPUT = re.compile(rf"\bThroughput: ({_NUMBER}) qps")
 _LINE = re.compile(r"\b(Latency|GPU Compute Time|H2D Latency|D2H Latency|Enqueue Time): (min = .*)$", re.M)
-_VALUE = re.compile(rf"(min|max|mean|median|percentile\((\d+(?:\.\d+)?)%\)) = ({_NUMBER}) ms")
+_VALUE = re.compile(rf"(min|max|mean|median|percentile\((\d{{1,3}}(?:\.\d{{1,9}})?)%\)) = ({_NUMBER}) ms")
 _SUMMARIES = {
     "Latency": "latency_ns",
     "GPU Compute Time": "compute_ns",
@@ -59,7 +59,7 @@ class Summary:
 def read_times(path: Path) -> Times:
     """The file of `--exportTimes`. Raises InputError with what is wrong in it."""
     try:
-        calls = json.loads(path.read_text(encoding="utf-8"))
+        calls = jsontext.parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
     except ValueError as error:
@@ -89,6 +89,6 @@ def _values(line: str) -> dict[str, int]:
 
 def _ns(call: Mapping[str, Any], key: str, index: int, path: Path) -> int:
     value = call.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= LONGEST_MS:
         raise InputError(f"call {index} has {value!r} for {key}: milliseconds are expected", where=str(path))
     return round(value * _NS)

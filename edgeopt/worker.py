@@ -326,6 +326,16 @@ def resident_bytes(pid: int) -> Optional[int]:
         return None
 
 
+def peak_memory_bytes() -> Optional[int]:
+    """The most memory that was resident in this process so far (VmHWM); None where the system does not tell."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            found = next((line for line in status if line.startswith("VmHWM:")), None)
+    except OSError:
+        return None
+    return int(found.split()[1]) * 1024 if found else None
+
+
 def call(
     function: str,
     args: Mapping[str, Any],

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,10 @@ def project(folder: Path, recipe: str = RECIPE) -> Path:
     return folder
 
 
-def start(folder: Path, cache: Path, *more: str, peak: Path | None = None) -> subprocess.Popen[str]:
-    """`edgeopt convert recipe.yaml --json` in `folder`, not waited for."""
+def start(
+    folder: Path, cache: Path, *more: str, peak: Path | None = None, prepare: Callable[[], None] = processes.as_usual
+) -> subprocess.Popen[str]:
+    """`edgeopt convert recipe.yaml --json` in `folder`, not waited for. `prepare` is called in the new process."""
     program = ["-c", WITH_PEAK, str(peak)] if peak else ["-m", "edgeopt"]
     return subprocess.Popen(
         [sys.executable, *program, "convert", "recipe.yaml", "--json", *more],
@@ -95,7 +97,7 @@ def start(folder: Path, cache: Path, *more: str, peak: Path | None = None) -> su
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=processes.as_usual,
+        preexec_fn=prepare,
     )
 
 

@@ -6,6 +6,7 @@ import atexit
 import functools
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from edgeopt.artifact import Artifact, MadeBy, TensorSpec, list_files
-from edgeopt.samples import Preprocess, write_samples
+from edgeopt.backends import placing
+from edgeopt.placement import Placement
+from edgeopt.samples import Preprocess, adapt, write_samples
 from edgeopt.stages import Produced, StageJob, compile, quantize
 from edgeopt.target import Target
 
@@ -80,17 +83,18 @@ def run_stage(
     out: Path,
     target: Target = VNNI,
     progress: Any = None,
+    lineage: Mapping[str, Path] | None = None,
     **options: Any,
 ) -> Built:
-    """One stage on one artifact, into the new folder `out`."""
+    """One stage on one artifact, into the new folder `out`. `lineage` is the import's where the model is another."""
     out.mkdir(parents=True)
     job = StageJob(
         choice=choice,
         options=stage.choices()[choice](**options),
         parent=parent[0],
         parent_folder=parent[1],
-        lineage={"import": source()[1]},
-        samples={"calibration": calibration()},
+        lineage=lineage or {"import": source()[1]},
+        samples={"calibration": calibration()} if lineage is None else {},
         target=target,
         out=out,
         progress=progress or (lambda fraction, text: None),
@@ -109,13 +113,26 @@ def int8(target: Target = VNNI) -> Built:
     return _built[key]
 
 
-def compiled(choice: str, of_int8: bool = False, precision: str = "auto") -> Built:
+def compiled(choice: str, of_int8: bool = False, precision: str = "auto", **options: Any) -> Built:
     """The model, float or int8, compiled for a runtime."""
-    key = (choice, "int8" if of_int8 else "float", precision)
+    key = (choice, "int8" if of_int8 else "float", precision, *(f"{name}={value}" for name, value in options.items()))
     if key not in _built:
         parent = int8() if of_int8 else source()
-        _built[key] = run_stage(compile, choice, parent, scratch() / "-".join(key), precision=precision)
+        asked = options if precision == "auto" else {**options, "precision": precision}
+        _built[key] = run_stage(compile, choice, parent, scratch() / "-".join(key), **asked)
     return _built[key]
+
+
+def placement(choice: str, of_int8: bool = False, precision: str = "auto") -> Placement:
+    """Where the operators of the compiled model run."""
+    return placed(compiled(choice, of_int8, precision), choice)
+
+
+def placed(built: Built, choice: str) -> Placement:
+    """Where the operators of a compiled form of the sample run."""
+    made, folder = built
+    feeds = adapt({"image": images_and_labels()[0][:1]}, made.inputs)
+    return placing.tell(choice, folder / made.main, made.runtime, 1, feeds)
 
 
 def top1(session: Any, batch: int = 250) -> float:

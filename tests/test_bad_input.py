@@ -280,9 +280,11 @@ MODEL = [
     ),
     factory("factory is missing", "def bild():\n    pass\n", ("net.py", "'build'", "Did you mean bild?")),
     factory(
-        "factory raises", "def build():\n    raise ValueError('no luck')\n", ("net.py:2", "ValueError: no luck", "Mend")
+        "factory raises",
+        "def build():\n    raise ValueError('no luck')\n",
+        ("net.py:2", "ValueError: no luck", "Correct"),
     ),
-    factory("factory is not Python", "def build(:\n", ("net.py:1", "not valid Python", "Mend")),
+    factory("factory is not Python", "def build(:\n", ("net.py:1", "not valid Python", "Correct")),
     factory("factory gives no module", "def build():\n    return {}\n", ("net.py:build", "dict", "torch.nn.Module")),
     factory("factory takes arguments", "def build(size):\n    pass\n", ("net.py:build", "'size'", "without arguments")),
     factory(
@@ -324,7 +326,7 @@ DATA = [
         ("good.npz", "float32[n, 3, 4, 4]", "preprocess: {transpose: [2, 0, 1]}"),
         {"model.onnx": image, "good.npz": {"x": np.zeros((SAMPLES, 4, 4, 3), "f")}},
     ),
-    samples("not a number", ("bad.npz", "NaN", "sample 0", "Mend"), x=INPUTS * np.nan),
+    samples("not a number", ("bad.npz", "NaN", "sample 0", "Correct"), x=INPUTS * np.nan),
     samples("Python objects", ("bad.npz", "run anything", "numpy.savez"), x=np.array([{}] * SAMPLES)),
     samples("text as samples", ("bad.npz", "x is of dtype", "as float32"), x=np.array(["a"] * SAMPLES)),
     samples("label too large", ("bad.npz", "label is 9", "0 to 2", "count from 0"), x=INPUTS, labels=LABELS + 7),
@@ -335,7 +337,9 @@ DATA = [
     samples("no labels", ("bad.npz", "top1", "`labels`", "agreement"), of=ONNX_RECIPE + "metric: top1\n", x=INPUTS),
     samples("shape for torch", ("net.py:build", "[N, 5]", "input"), of=TORCH_RECIPE, x=np.zeros((SAMPLES, 5), "f")),
     samples("dtype for torch", ("net.py:build", "uint8", "preprocess: {"), of=TORCH_RECIPE, x=INPUTS.astype(np.uint8)),
-    function("data function raises", "def load():\n    raise OSError('no disk')\n", ("data.py:2", "no disk", "Mend")),
+    function(
+        "data function raises", "def load():\n    raise OSError('no disk')\n", ("data.py:2", "no disk", "Correct")
+    ),
     function("data function gives a list", "def load():\n    return [1]\n", ("data.py:load", "list", "<input name>")),
     changed(
         "preprocess does not fit",
@@ -357,6 +361,27 @@ def ranked(name: str, words: tuple[str, ...], *more: str, code: int = 2, **files
     )
     return Case(name, (*argv, *more), words, content, code)
 
+
+COMPARE = [
+    Case("compare without samples", ("compare", "model.onnx", "model.onnx"), ("no samples", "--random")),
+    Case("compare with a typo", ("compare", "modle.onnx", "model.onnx"), ("modle.onnx", "model.onnx?")),
+    Case(
+        "compare on a missing file",
+        ("compare", "model.onnx", "model.onnx", "--data", "god.npz"),
+        ("god.npz", "Did you mean good.npz?"),
+    ),
+    Case(
+        "compare with a wrong tolerance",
+        ("compare", "model.onnx", "model.onnx", "--tolerance", "sqnr: 30"),
+        ("sqnr", "no unit", "20 dB"),
+    ),
+    Case(
+        "compare on other samples",
+        ("compare", "model.onnx", "model.onnx", "--data", "wide.npz", "--no-latency"),
+        ("model.onnx", "does not take samples of shape"),
+        {"wide.npz": {"x": np.zeros((3, 5), np.float32)}},
+    ),
+]
 
 SENSITIVITY = [
     Case("rank without data", ("sensitivity", "model.onnx"), ("calibration", "--data samples.npz")),
@@ -384,7 +409,7 @@ OUTPUT = [
     ),
 ]
 
-CASES = [*COMMAND, *RECIPE, *MODEL, *DATA, *SENSITIVITY, *OUTPUT]
+CASES = [*COMMAND, *RECIPE, *MODEL, *DATA, *COMPARE, *SENSITIVITY, *OUTPUT]
 
 
 @dataclass(frozen=True)
@@ -485,7 +510,7 @@ def test_all_mistakes_of_a_recipe_are_in_the_document(work: Path, edgeopt: Edgeo
     assert [line.split()[0] for line in message.splitlines()] == [f"recipe.yaml:{n}:" for n in (1, 3, 4, 5, 7, 8)]
 
 
-@pytest.mark.parametrize("group", [(), ("cache",), ("recipes",), ("targets",)])
+@pytest.mark.parametrize("group", [("cache",), ("recipes",), ("targets",)])
 def test_no_verb_gets_the_help(group: tuple[str, ...], work: Path, edgeopt: Edgeopt) -> None:
     told = edgeopt(*group)
     assert told.code == 2

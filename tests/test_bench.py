@@ -17,11 +17,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.artifact import TensorSpec
-from edgeopt.bench import machine
-from edgeopt.bench.candidate import read_feeds, warm_up
-from edgeopt.bench.session import Candidate, SessionOptions, run_session, warnings
+from edgeopt.backends import BoundRun
+from edgeopt.caveats import caveats
+from edgeopt.conditions import Disturbance
 from edgeopt.errors import InputError, Interrupted, StageError, UnsupportedOperator, WorkerCrashed
-from edgeopt.measurement import Disturbance
+from edgeopt.measuring import machine
+from edgeopt.measuring.candidate import read_feeds, run_block, warm_up
+from edgeopt.measuring.session import Candidate, SessionOptions, run_session
 from edgeopt.samples import Preprocess, write_samples
 from edgeopt.worker import Limits, Worker
 
@@ -77,7 +79,7 @@ def candidate(models, name, backend="onnxruntime", main="small.onnx", **changes)
 
 
 def session(candidates, samples, logs, on_event=None, stopping=lambda: False, **options):
-    chosen = {"rounds": 8, "block_ns": 3_000_000, "warm_up_ns": 300_000_000, **options}
+    chosen = {"rounds": 8, "most_rounds": 8, "block_ns": 3_000_000, "warm_up_ns": 300_000_000, **options}
     return run_session(
         candidates,
         SessionOptions(samples, **chosen),
@@ -117,6 +119,7 @@ def test_a_measurement_holds_what_was_measured(measured):
     assert found.load_ns > 0
     assert found.first_inference_ns > 0
     assert found.warm_up_calls > 8
+    assert 0 < found.clock_overhead_ns < found.call_overhead_ns < min(found.rounds[0].latencies_ns)
     assert found.runtime_version
     assert found.machine.cores >= 1
     assert found.throughput_per_s < 1e9 / min(ns for block in found.rounds for ns in block.latencies_ns)
@@ -135,9 +138,35 @@ def test_peak_memory_is_of_the_model_alone(measured):
 def test_the_baseline_has_a_twin(measured):
     (group,) = measured.groups
     assert group.reference == "large"
-    assert group.twin.rounds == len(group.rounds["large"])
+    assert 0 < group.twin.rounds <= len(group.rounds["large"])
     assert group.twin.low <= group.twin.value <= group.twin.high
     assert set(group.rounds) == {"large", "small"}
+
+
+def test_a_disturbed_round_is_kept_and_repeated(models, samples, tmp_path):
+    """The machine is said to throttle in each of the first three rounds."""
+    states = iter(range(10**6))
+
+    def observe(pids):
+        return replace(machine.state(pids), throttled=min(next(states), 3))
+
+    found = (
+        run_session(
+            [candidate(models, "one")],
+            SessionOptions(samples, rounds=6, block_ns=3_000_000, warm_up_ns=300_000_000),
+            tmp_path,
+            machine=machine.fingerprint(),
+            observe=observe,
+        )
+        .outcomes["one"]
+        .measurement
+    )
+    disturbed = [block.disturbed for block in found.rounds]
+    assert disturbed[:3] == [("throttled",)] * 3
+    assert not any(disturbed[3:])
+    assert 9 <= len(found.rounds) <= 12
+    assert all(block.latencies_ns and not block.clean_ns for block in found.rounds[:3])
+    assert any("in 3 of" in warning and "slowed itself down" in warning for warning in found.warnings)
 
 
 def test_candidates_that_fail_are_rows_and_the_others_go_on(models, samples, tmp_path):
@@ -264,7 +293,7 @@ def children(pid="self"):
 def test_what_makes_numbers_worth_less_is_said(measured):
     calm = measured.outcomes["large"].measurement
     crowded = replace(calm, steady=False, threads=64, machine=replace(calm.machine, cores=2, governor="powersave"))
-    told = "; ".join(warnings(crowded, Disturbance(pressure=0.6, steal=0.2)))
+    told = "; ".join(caveats(replace(crowded, conditions=Disturbance(pressure=0.6, steal=0.2))))
     for part in ("not settled", "60% of the time", "took 20%", "powersave", "64 threads on 2"):
         assert part in told
 
@@ -294,13 +323,27 @@ def test_a_fixed_batch_is_filled_with_samples(samples):
 
 def test_warm_up_gives_up_on_latencies_that_never_settle():
     naps = iter(range(1, 1000))
-    calls, steady = warm_up([lambda: time.sleep(0.0005 * 1.5 ** next(naps))], 50_000_000)
+    bound = BoundRun(lambda feeds: time.sleep(0.0005 * 1.5 ** next(naps)), {})
+    calls, steady = warm_up(bound, [{}], 50_000_000)
     assert not steady
     assert calls >= 5
 
 
+def test_a_call_finds_the_next_sample_in_place_and_its_copying_is_not_timed():
+    class Slowly(BoundRun):
+        def fill(self, feeds):
+            time.sleep(0.003)
+            super().fill(feeds)
+
+    seen = []
+    block, turn = run_block(Slowly(seen.append, 0), [1, 2, 3], 1, 0, 5)
+    assert seen == [0, 2, 3, 1, 2, 3]
+    assert max(block["latencies_ns"]) < 3_000_000 < block["wall_ns"] / 5
+    assert run_block(Slowly(seen.append, 0), [1, 2, 3], turn, 0, 1)[1] == 7
+
+
 def test_warm_up_ends_when_latencies_have_settled():
-    _, steady = warm_up([lambda: time.sleep(0.002)], 5_000_000_000)
+    _, steady = warm_up(BoundRun(lambda feeds: time.sleep(0.002), {}), [{}], 5_000_000_000)
     assert steady
 
 
@@ -322,8 +365,11 @@ def test_cpu_models_of_arm_and_x86():
 def test_counters_of_the_kernel():
     assert machine.pressure_us("some avg10=0.00 avg60=0.00 avg300=0.00 total=1234\nfull avg10=0 total=9") == 1234
     assert machine.pressure_us("") is None
-    assert machine.cpu_ticks("cpu  10 20 30 40 50 60 70 80 5 5\ncpu0 1 2") == (80, 360)
-    assert machine.cpu_ticks("") == (None, None)
+    assert machine.cpu_ticks("cpu  10 20 30 40 50 60 70 80 5 5\ncpu0 1 2") == (80, 190, 360)
+    assert machine.cpu_ticks("") is None
+    assert machine.process_ticks("7 (a) b) S 1 2 3 4 5 6 7 8 9 10 30 12 0 0 20") == 42
+    assert machine.process_ticks("") is None
+    assert machine.swapped_pages("nr_free 3\npswpin 4\npswpout 5\n") == 9
 
 
 def test_the_device_half_needs_the_standard_library_and_numpy_alone(models, samples, tmp_path):
@@ -332,11 +378,11 @@ import sys, json
 import edgeopt.measurement
 standard = {name.partition(".")[0] for name in sys.modules}
 assert "numpy" not in standard
-import edgeopt.bench.session, edgeopt.bench.machine
-edgeopt.bench.machine.fingerprint(), edgeopt.bench.machine.state()
+import edgeopt.measuring.session, edgeopt.measuring.machine
+edgeopt.measuring.machine.fingerprint(), edgeopt.measuring.machine.state()
 assert "numpy" not in sys.modules, "the coordinator must not need numpy"
-import edgeopt.bench.candidate, edgeopt.bench.quality, edgeopt.bundle, edgeopt.samples, edgeopt.worker
-edgeopt.bench.candidate.read_feeds
+import edgeopt.measuring.candidate, edgeopt.measuring.quality, edgeopt.bundle, edgeopt.samples, edgeopt.worker
+edgeopt.measuring.candidate.read_feeds
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=False, env=bare())

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 
 from edgeopt.__main__ import main
 from edgeopt.bundle import MANIFEST
-from edgeopt.kit import comparison, measure
+from edgeopt.kit import comparison, measure, rows, table
 from edgeopt.measurement import Block, Measurement
 from edgeopt.samples import Preprocess
 
@@ -161,9 +161,9 @@ def test_unlabelled_data_gives_agreement_with_the_first(edgeopt):
 
 def test_whole_numbers_that_a_bare_model_gets_as_they_are_are_warned_of(edgeopt):
     told = edgeopt("bench", "bare.onnx", "--data", "unlabelled.npz", *QUICK)
-    assert measure.AS_GIVEN in told.out
+    assert rows.AS_GIVEN in told.out
     told = edgeopt("bench", "bare.onnx", "--data", "data.npz", "--mean", "128", "--std", "64", *QUICK)
-    assert measure.AS_GIVEN not in told.out
+    assert rows.AS_GIVEN not in told.out
     assert "100.00 %" in told.out
 
 
@@ -171,8 +171,30 @@ def test_samples_of_another_kind_than_the_bundles_own_are_noticed(edgeopt, here,
     linear.bundle(tmp_path / "best", preprocess=Preprocess())
     told = edgeopt("bench", str(tmp_path / "best"), "--data", "mislabelled.npz", *QUICK, "--json")
     warnings = told.json["measurements"][0]["warnings"]
-    assert measure.UNLIKE_GOLDEN in warnings
+    assert rows.UNLIKE_GOLDEN in warnings
     assert any("was 100.00 % where it was made, more than chance explains" in warning for warning in warnings)
+
+
+def test_batches_and_sustained_load_are_measured_when_asked(edgeopt, here):
+    told = edgeopt("bench", "best", *QUICK, "--batch-curve", "--sustained", "1s", "-o", "alone.jsonl", "--json")
+    (row,) = told.json["measurements"]
+    assert [point["batch"] for point in row["batch_curve"]["points"]][:3] == [1, 2, 4]
+    assert row["offline_batch"] == row["batch_curve"]["offline_batch"]
+    assert row["offline_samples_per_s"] > row["throughput_per_s"]
+    assert row["sustained"]["last_to_first"]["rounds"] >= 3
+    assert row["starts"] is None, "a quick bench starts nothing afresh"
+    (line,) = (here / "alone.jsonl").read_text().splitlines()
+    assert json.loads(line)["batch_curve"]["rounds"]
+    text = "\n".join(table.bench_lines(told.json))
+    assert "batch 1 " in text and "back to back for 1 s" in text
+
+
+def test_what_the_machine_does_not_tell_is_said_to_be_unavailable(edgeopt, measured):
+    for session in measured["sessions"]:
+        session["disturbance"].update(swapped_pages=0, power_watts=None, temperature_c=[40.0, 61.4])
+    text = "\n".join(table.bench_lines(measured))
+    assert "0 pages swapped, " in text and "40 °C before, 61 after" in text
+    assert "power" in text.split("Unavailable here: ")[1].splitlines()[0]
 
 
 def test_a_runtime_that_crashes_is_told_with_its_log(edgeopt, tmp_path, monkeypatch):
@@ -228,6 +250,8 @@ MISTAKES = [
     ("samples that do not fit", ("bench", "best", "--data", "narrow.npz"), 2, ("narrow.npz", "[1, 3]")),
     ("no such data", ("bench", "best", "--data", "dta.npz"), 2, ("dta.npz", "Did you mean data.npz?")),
     ("labels without class scores", ("bench", "flat.onnx", "--data", "data.npz"), 2, ("data.npz", "flat.onnx gives y")),
+    ("no unit", ("bench", "best", "--sustained", "5"), 2, ("--sustained", "5m")),
+    ("too short", ("bench", "best", "--sustained", "5 ms"), 2, ("--sustained", "too short")),
     ("no numbers", ("bench", "bare.onnx", "--mean", "x"), 2, ("--mean", "0.5")),
     ("output that is there", ("bench", "best", "-o", "text.txt"), 2, ("text.txt", "--output")),
     ("output without a folder", ("bench", "best", "-o", "no/a.jsonl"), 2, ("no/a.jsonl", "--output")),
@@ -296,7 +320,7 @@ def elsewhere(here, measured):
 
 def test_unlike_machines_are_not_compared_unless_told(edgeopt, elsewhere):
     told = edgeopt("bench", "--compare", "today.jsonl", elsewhere.name)
-    assert told.code == 2
+    assert told.code == 8
     assert "Another CPU" in told.err
     assert "--unlike" in told.err
     told = edgeopt("bench", "--compare", "today.jsonl", elsewhere.name, "--unlike", "--json")
@@ -311,14 +335,14 @@ def blocks(*medians):
 
 
 def test_sessions_with_unlike_numbers_of_rounds_are_compared():
-    found = comparison.unpaired_ratio(blocks(*range(100, 116)), blocks(*range(200, 208)))
+    found = comparison.between_sessions(blocks(*range(100, 116)), blocks(*range(200, 208)))
     assert found.value == pytest.approx(107.5 / 203.5)
     assert found.low < found.value < found.high
     assert found.rounds == 8
 
 
 def test_few_rounds_give_no_interval():
-    assert comparison.unpaired_ratio(blocks(100, 101), blocks(100, 102)).low is None
+    assert comparison.between_sessions(blocks(100, 101), blocks(100, 102)).low is None
 
 
 def test_ctrl_c_leaves_nothing_running(here, tmp_path):

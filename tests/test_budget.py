@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt.budget import LATENCY_CLASSES_NS, QUANTITIES, Budget, Choice, Limit, Scored, choose, judge
+from edgeopt.budget import LATENCY_CLASSES_NS, QUANTITIES, Budget, Choice, Interval, Limit, Scored, choose, judge
+from edgeopt.statistics import paired_drop
 
 MS = 10**6
 MIB = 2**20
@@ -228,3 +230,48 @@ def test_what_could_not_be_told_from_the_best_is_said():
     assert choice.winner == "fast"
     assert choice.unclear == ("slow",)
     assert "slow could not be told" in choice.why
+
+
+def drop(value: float, low: float, high: float, samples: int = 500, bound: float = 0.01):
+    limits = (Limit("accuracy drop", bound),)
+    intervals = {"accuracy drop": Interval(low, high, samples)}
+    (verdict,) = judge(Budget(limits), {"accuracy drop": value}, intervals)
+    return verdict
+
+
+def test_a_drop_is_inside_or_outside_with_its_whole_interval():
+    assert (drop(0.0, -0.005, 0.008).passed, drop(0.0, -0.005, 0.008).undecided) == (True, False)
+    assert (drop(0.05, 0.02, 0.08).passed, drop(0.05, 0.02, 0.08).undecided) == (False, False)
+
+
+def test_an_undecided_drop_says_how_many_samples_would_decide():
+    found = drop(0.0, -0.02, 0.02)
+    assert (found.passed, found.undecided, found.needed) == (True, True, 2000)
+    assert "(undecided: about 2000 samples would decide, 500 were taken)" in str(found)
+    assert (drop(0.02, -0.01, 0.05).passed, drop(0.02, -0.01, 0.05).needed) == (False, 4500)
+    assert "no number of samples would decide" in str(drop(0.01, -0.01, 0.03))
+
+
+@pytest.mark.parametrize(("only_base", "only_candidate"), [(20, 18), (22, 12), (30, 28)])
+def test_so_many_samples_bring_the_interval_to_the_limit(only_base, only_candidate):
+    """Of paired answers in the proportions that were seen: a tenth more decide, three quarters of them do not."""
+
+    def judged(samples: float):
+        b, c = round(only_base * samples / 500), round(only_candidate * samples / 500)
+        found = paired_drop(round(samples) - b - c, b, c, 0)
+        return drop(found.value, found.low, found.high, round(samples))
+
+    few = judged(500)
+    assert few.undecided
+    assert not judged(1.1 * few.needed).undecided
+    assert judged(0.75 * few.needed).undecided
+
+
+def test_the_choice_says_what_is_undecided_of_the_winner():
+    one = Scored("one", {"latency p50": MS, "size": MIB, "accuracy drop": 0.0}, 1)
+    one = replace(one, intervals={"accuracy drop": Interval(-0.02, 0.02, 500)})
+    found = choose([one], Budget((Limit("accuracy drop", 0.01),)), lambda *_: "tie")
+    assert found.winner == "one"
+    assert found.why.endswith(
+        "accuracy drop 0.00 points ≤ 1.00 points (undecided: about 2000 samples would decide, 500 were taken)"
+    )

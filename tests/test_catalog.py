@@ -85,6 +85,8 @@ def test_every_mistake_of_a_file_is_told_with_its_line(tmp_path: Path) -> None:
         ("", "a target is a mapping"),
         ("base: board\n", "there is no target 'board'"),
         ("cores: [4\n", "not YAML"),
+        ("batches: 8\n", "not a list"),
+        ("batches: [0]\n", "not a count"),
         ("threads: 0\n", "not a count"),
         ("isa: asimddp\n", "not a list"),
         ("reach: {ssh: a, local: true}\n", "no way to reach it"),
@@ -103,8 +105,9 @@ def test_a_missing_file_is_the_users_mistake(tmp_path: Path) -> None:
 
 
 def test_a_mapping_inside_a_recipe_keeps_the_name_of_its_base() -> None:
-    target = catalog.target_from({"threads": 4}, base="intel-cpu")
+    target = catalog.target_from({"threads": 4, "batches": [1, 16]}, base="intel-cpu")
     assert (target.name, target.threads, target.arch) == ("intel-cpu", 4, "x86_64")
+    assert target.batches == (1, 16)
 
 
 def test_mistakes_of_a_mapping_are_told_at_its_place() -> None:

@@ -21,7 +21,8 @@ from edgeopt.budget import Budget
 from edgeopt.check import Tolerance
 from edgeopt.evidence import Evidence, Reading, Record
 from edgeopt.measurement import Block, Measurement
-from edgeopt.results import Outcome, decide, document
+from edgeopt.results import Outcome, Quality, decide, document
+from edgeopt.statistics import Drop
 
 MEDIAN_ALONE = ("--tolerance", "latency p95: any")
 SMALL = replace(ARTIFACT, files=(replace(ARTIFACT.files[0], size_bytes=2**19),))
@@ -114,6 +115,17 @@ def test_budgets_of_candidates_that_lost_are_told_and_decide_nothing(
     lost = [rule for rule in found["rules"] if not rule["passed"]]
     assert [(rule["candidate"], rule["quantity"]) for rule in lost] == [("openvino-bf16", "accuracy drop")]
     assert not lost[0]["gates"]
+
+
+def test_an_undecided_drop_is_inconclusive_and_only_strict_fails_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    near = best(quality=Quality("top1", 0.94, Drop(0.009, 0.007, 0.011), 0.99, 30.0, False, 1000))
+    run = write_run(tmp_path / "run", winner=near)
+    (rule,) = [one for one in check(capsys, run)["rules"] if one["gates"] and one["quantity"] == "accuracy drop"]
+    assert (rule["verdict"], rule["passed"]) == ("inconclusive", True)
+    assert "undecided: about 4000 samples would decide, 1000 were taken" in rule["told"]
+    assert check(capsys, run, "--strict")["exit_code"] == 3
 
 
 def test_no_winner_is_exit_code_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from command import candidate, convert, project
 from edgeopt import backends, doctor
 from edgeopt.edgetpu import partition, program
 from edgeopt.edgetpu.operators import Graph, Operator, Tensor, describe
-from edgeopt.errors import InputError, MissingDependency, NoAccelerator, StageError, UnsupportedOperator
+from edgeopt.errors import MissingDependency, NoAccelerator, StageError, UnsupportedOperator
 from edgeopt.formats import tflite as reader
 
 HERE = Path(__file__).parent / "edgetpu"
@@ -322,10 +322,6 @@ class TestFiles:
         with pytest.raises(StageError, match="not compiled for the Edge TPU"):
             backends.find("edgetpu").load(PLAIN, {}, 1)
 
-    def test_an_unknown_runtime_setting_is_refused(self) -> None:
-        with pytest.raises(InputError, match="precision"):
-            backends.find("edgetpu").load(COMPILED, {"precision": "fp16"}, 1)
-
     def test_without_the_library_or_the_device_the_one_that_is_missing_is_told(self) -> None:
         if backends.find("edgetpu").IMPORTS != ("ai_edge_litert.interpreter",):
             pytest.skip("another interpreter is installed")
@@ -360,7 +356,7 @@ class TestFiles:
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         found = convert(project(tmp_path / "p", RECIPE), tmp_path / "cache", code=without_a_chip())
         row = candidate(found, "int8-edgetpu-uint8")
-        assert (row["artifact"]["format"], row["details"]["cpu_operators"]) == ("edgetpu", 0)
+        assert (row["artifact"]["format"], row["placement"]["left_to_cpu"]) == ("edgetpu", 0)
         assert row["details"]["edgetpu"]["operators"] == 7
         assert row["budget"][0]["quantity"] == "cpu operators"
         assert row["budget"][0]["passed"]

@@ -347,6 +347,23 @@ class TestOnnx:
         assert told.produced.details["macs"] == 4 * 64 * 27 and told.produced.details["check"] is None
         onnx.checker.check_model(str(out / "model.onnx"))
 
+    def test_large_external_weights_are_copied_and_never_loaded(self, imported, samples, tmp_path, monkeypatch):
+        monkeypatch.setattr(canonical, "LARGEST_FILE_BYTES", 256)
+        monkeypatch.setattr(canonical, "PIECE_BYTES", 100)
+        onnx.save(conv_graph(), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+        told, model, out = imported(tmp_path / "m.onnx", samples(x=images()))
+        assert {path.name for path in out.iterdir()} == {"model.onnx", "model.onnx.data"}
+        assert np.array_equal(numpy_helper.to_array(model.graph.initializer[0]), np.full((4, 3, 3, 3), 0.1, np.float32))
+        assert told.produced.details["macs"] == 4 * 64 * 27 and told.produced.details["check"] is None
+        assert "too large to be compared with its source" in told.produced.details["notes"]
+
+    def test_large_external_weights_that_end_early(self, imported, tmp_path, monkeypatch):
+        monkeypatch.setattr(canonical, "LARGEST_FILE_BYTES", 256)
+        onnx.save(conv_graph(), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+        (tmp_path / "m.data").write_bytes((tmp_path / "m.data").read_bytes()[:100])
+        with pytest.raises(InputError, match="end too early"):
+            imported(tmp_path / "m.onnx")
+
     @pytest.mark.parametrize("location", ["../secret.data", "/etc/passwd", "link.data"])
     def test_external_weights_stay_in_the_folder(self, imported, tmp_path, location):
         folder = tmp_path / "model"

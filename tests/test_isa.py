@@ -125,7 +125,7 @@ def test_openvino_computes_every_convolution_and_product_in_8_bits() -> None:
 
 
 def test_onnxruntime_computes_every_convolution_and_product_in_8_bits() -> None:
-    operators = fashion.compiled("onnxruntime", of_int8=True)[0].details["operators"]
+    operators = fashion.placement("onnxruntime", of_int8=True).counts
     assert operators["QLinearConv"] == 15
     assert operators["QGemm"] == 1
     assert not operators.keys() & {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul"}

@@ -19,18 +19,27 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "edgeopt.errors",
         "edgeopt.units",
         "edgeopt.text",
+        "edgeopt.jsontext",
+        "edgeopt.fields",
         "edgeopt.artifact",
         "edgeopt.target",
+        "edgeopt.statistics",
+        "edgeopt.conditions",
         "edgeopt.measurement",
+        "edgeopt.profile",
+        "edgeopt.caveats",
         "edgeopt.budget",
+        "edgeopt.placement",
     ),
     "device": (
         "edgeopt.backends",
-        "edgeopt.bench",
+        "edgeopt.measuring",
         "edgeopt.isa",
         "edgeopt.samples",
         "edgeopt.worker",
         "edgeopt.bundle",
+        "edgeopt.signing",
+        "edgeopt.verify",
         "edgeopt.environment",
         "edgeopt.nearby",
         "edgeopt.source",
@@ -38,14 +47,14 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "edgeopt.kit",
     ),
     "host": (),
-    "cli": ("edgeopt.cli", "edgeopt.__main__"),
+    "cli": ("edgeopt.cli", "edgeopt.commands", "edgeopt.__main__"),
 }
 
 # Folders whose files never import each other, with the files below their siblings, lowest first.
 SIBLINGS: dict[str, tuple[str, ...]] = {
     "edgeopt.backends": ("edgeopt.backends.tflite",),
-    "edgeopt.bench": (),
-    "edgeopt.compilers": ("edgeopt.compilers.tflite",),
+    "edgeopt.measuring": ("edgeopt.measuring.machine", "edgeopt.measuring.memory", "edgeopt.measuring.candidate"),
+    "edgeopt.compilers": ("edgeopt.compilers.checking", "edgeopt.compilers.tflite"),
     "edgeopt.edgetpu": (
         "edgeopt.edgetpu.operators",
         "edgeopt.edgetpu.compiled",
@@ -65,6 +74,8 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     ),
     "edgeopt.kit": (
         "edgeopt.kit.subjects",
+        "edgeopt.kit.alone",
+        "edgeopt.kit.rows",
         "edgeopt.kit.measure",
         "edgeopt.kit.comparison",
         "edgeopt.kit.usable",
@@ -74,7 +85,14 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
     ),
     "edgeopt.devices": ("edgeopt.devices.openssh",),
     "edgeopt.cli": (),
-    "edgeopt.report": ("edgeopt.report.cells",),
+    "edgeopt.report": (
+        "edgeopt.report.cells",
+        "edgeopt.report.snippet",
+        "edgeopt.report.ablation",
+        "edgeopt.report.charts",
+        "edgeopt.report.markup",
+        "edgeopt.report.provenance",
+    ),
     "edgeopt.quantization": (
         "edgeopt.quantization.histograms",
         "edgeopt.quantization.ranges",
@@ -83,6 +101,7 @@ SIBLINGS: dict[str, tuple[str, ...]] = {
         "edgeopt.quantization.sensitivity",
     ),
     "edgeopt.pruning": (),
+    "edgeopt.tracing": (),
     "edgeopt.training": (
         "edgeopt.training.augmentation",
         "edgeopt.training.objective",
@@ -99,7 +118,7 @@ VENDORS = (
     "torch", "tensorflow", "keras", "onnx", "onnxruntime", "onnxslim", "onnxscript", "openvino", "nncf", "jax",
     "litert_torch", "ai_edge_litert", "ai_edge_quantizer", "litert", "tflite_runtime", "safetensors", "tensorrt",
     "tensorrt_rtx", "tensorrt_rtx_bindings", "tensorrt_bindings", "cuda",
-    "tf2onnx", "h5py",
+    "tf2onnx", "h5py", "ncnn", "pnnx",
 )  # fmt: skip
 PICKLES = ("pickle", "_pickle", "cPickle", "dill", "joblib", "cloudpickle", "shelve", "marshal")
 

@@ -11,24 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeopt.errors import InputError
-from edgeopt.measurement import (
-    Block,
-    Machine,
-    MachineState,
-    Measurement,
-    Ratio,
-    compare,
-    disturbance,
-    latency,
-    least_samples,
-    paired_drop,
-    percentile,
-    ratio,
-    require_alike,
-    through,
-    verdict,
-)
+from edgeopt.conditions import Disturbance, EnergyCounter, Machine, MachineState, disturbance
+from edgeopt.errors import InputError, UnlikeMachines
+from edgeopt.measurement import Block, Measurement, Memory, compare, is_precise, latency, ratio, require_alike
+from edgeopt.statistics import Ratio, least_samples, paired_drop, percentile, through, verdict
 
 MACHINE = Machine("A processor", "x86_64", 4, 8 << 30, "performance", "Linux 6.1", "3.11.2", ("avx2",))
 
@@ -49,6 +35,8 @@ def measurement(**changes):
     values = Measurement(
         "a" * 64, "onnxruntime", "1.31", 1, MACHINE, rounds, 12, True, 5_000, 900, None, 4096, ("busy",)
     )
+    went_on = Disturbance(0.1, 0.0, others=0.5, frequency_hz=(10**9, 2 * 10**9), power_watts={"VDD_IN": 4.5})
+    values = replace(values, memory=Memory(100, 200, 50, 60), conditions=went_on)
     return replace(values, **changes)
 
 
@@ -159,9 +147,12 @@ def test_ratio_is_the_same_for_the_same_samples():
     assert ratio(a, b) == ratio(a, b)
 
 
-def test_rounds_must_be_the_same():
-    with pytest.raises(InputError, match="16 and 15 rounds"):
-        ratio(noisy_rounds(1, 1000), noisy_rounds(1, 1000, rounds=15))
+def test_rounds_that_one_has_alone_are_left_out():
+    found = ratio(noisy_rounds(1, 2000), noisy_rounds(1, 1000)[:9])
+    assert found == ratio(noisy_rounds(1, 2000)[:9], noisy_rounds(1, 1000)[:9])
+    assert found.rounds == 9
+    with pytest.raises(InputError, match="needs rounds of both"):
+        ratio(noisy_rounds(1, 1000), [])
 
 
 @pytest.mark.parametrize(
@@ -202,6 +193,39 @@ def test_equal_processes_are_seldom_called_different():
     assert verdicts.count("faster") + verdicts.count("slower") == 0
 
 
+def stopped(seed, scale):
+    """Rounds as a session takes them: 16, then more until the speed-up is precise, 32 at the most."""
+    a, b = noisy_rounds(seed, scale, rounds=32), noisy_rounds(seed, 1_000_000, rounds=32)
+    count = next((n for n in range(16, 32) if is_precise(a[:n], b[:n])), 32)
+    return a[:count], b[:count]
+
+
+def test_stopping_when_it_is_precise_favours_neither_side():
+    """The interval covers the truth as often as after a fixed number of rounds, and equals are not called different."""
+    covered = sum(
+        found.low <= 1.1 <= found.high for found in (ratio(*stopped(seed, 1_100_000), seed=seed) for seed in range(120))
+    )
+    assert covered >= 0.88 * 120
+    assert {compare(*stopped(seed, 1_000_001)).verdict for seed in range(40)} <= {"tie", "inconclusive"}
+
+
+def test_a_speed_up_is_precise_when_enough_clean_rounds_agree():
+    steady = [block([200] * 5)] * 8
+    assert is_precise(steady, [block([100] * 5)] * 8)
+    assert not is_precise(steady[:5], [block([100] * 5)] * 5)
+    assert not is_precise(steady, [block([100] * 5, switched=range(5))] * 8)
+    assert not is_precise(steady, [block([90 + 4 * i] * 5) for i in range(8)])
+
+
+def test_a_disturbed_round_counts_for_nothing_and_is_told():
+    calm, hot = block([200] * 5), replace(block([900] * 5), disturbed=("throttled",))
+    found = ratio([calm] * 10 + [hot] * 4, [block([100] * 5)] * 14)
+    assert (found.value, found.rounds, found.basis) == (2.0, 10, "clean")
+    worse = compare([calm] * 5 + [hot] * 9, [block([100] * 5)] * 14)
+    assert worse.verdict == "inconclusive"
+    assert worse.reason == "in 9 of 14 rounds the processor slowed itself down (heat or power)"
+
+
 def test_a_measurement_survives_its_line():
     kept = measurement()
     line = kept.to_line()
@@ -229,7 +253,7 @@ def test_a_measurement_of_another_schema_is_refused():
 )
 def test_unlike_machines_refuse_to_be_compared(change):
     other = measurement(machine=replace(MACHINE, **change))
-    with pytest.raises(InputError, match="unlike machines"):
+    with pytest.raises(UnlikeMachines, match="unlike machines"):
         require_alike(measurement(), other)
 
 
@@ -238,7 +262,7 @@ def test_a_newer_kernel_is_the_same_machine():
 
 
 def test_unlike_threads_refuse_to_be_compared():
-    with pytest.raises(InputError, match="threads: 1 and 2"):
+    with pytest.raises(UnlikeMachines, match="threads: 1 and 2"):
         require_alike(measurement(), measurement(threads=2))
 
 
@@ -251,6 +275,40 @@ def test_disturbance_is_a_share_of_the_time_between():
     after = MachineState(time_ns=1_000_000_000, pressure_us=250_100, steal_ticks=30, total_ticks=1200)
     found = disturbance(before, after)
     assert (found.pressure, found.steal) == (0.25, 0.1)
+
+
+def test_what_others_used_is_what_was_in_use_without_ones_own():
+    before = MachineState(time_ns=0, total_ticks=1000, busy_ticks=500, own_ticks=100)
+    after = MachineState(time_ns=10**9, total_ticks=1200, busy_ticks=640, own_ticks=200)
+    assert disturbance(before, after).others == 0.2
+    assert disturbance(before, replace(after, own_ticks=None)).others is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reasons"),
+    [
+        ({}, ()),
+        ({"throttled": 4}, ("throttled",)),
+        ({"swapped_pages": 8}, ("swapped",)),
+        ({"steal_ticks": 60}, ("stolen",)),
+    ],
+)
+def test_what_disturbs_a_round(change, reasons):
+    before = MachineState(0, throttled=3, swapped_pages=7, steal_ticks=10, total_ticks=1000, frequency_hz=10**9)
+    after = replace(before, **{"time_ns": 10**9, "total_ticks": 1200, **change})
+    assert disturbance(before, after).reasons == reasons
+
+
+def test_an_energy_counter_that_begins_again_is_counted_on():
+    before = EnergyCounter(((900, 1000), (10, 1000)))
+    assert EnergyCounter(((950, 1000), (30, 1000))).since(before) == 70
+    assert EnergyCounter(((50, 1000), (10, 1000))).since(before) == 150
+
+
+def test_energy_is_by_inference_where_it_was_read():
+    rounds = (replace(block([100] * 4), energy_uj=8_000), replace(block([100] * 4), energy_uj=16_000), block([100] * 4))
+    assert measurement(rounds=rounds).energy_uj_per_inference == 3_000
+    assert measurement().energy_uj_per_inference is None
 
 
 def test_disturbance_that_cannot_be_read_is_unknown():

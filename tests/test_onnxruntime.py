@@ -1,12 +1,11 @@
 import fashion
-import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from edgeopt.backends import onnxruntime as backend
 from edgeopt.compilers import onnxruntime as compiler
-from edgeopt.errors import CorruptArtifact, InputError, UnsupportedOperator
+from edgeopt.errors import UnsupportedOperator
 from edgeopt.stages import compile as stage
 
 
@@ -16,15 +15,11 @@ def loaded(of_int8=False, precision="auto"):
 
 
 def test_every_convolution_and_residual_sum_of_int8_is_fused():
-    operators = fashion.compiled("onnxruntime", of_int8=True)[0].details["operators"]
+    operators = fashion.placement("onnxruntime", of_int8=True).counts
     floating = [node.op_type for node in onnx.load(fashion.SAMPLE / "model.onnx").graph.node]
     assert operators["QLinearConv"] == floating.count("Conv")
     assert operators["QLinearAdd"] == floating.count("Add")
     assert not {"Conv", "FusedConv", "Add", "Gemm", "Relu"} & set(operators)
-
-
-def test_int8_keeps_accuracy():
-    assert fashion.top1(loaded(of_int8=True)) > fashion.top1(loaded()) - 0.005
 
 
 def test_int8_is_smaller():
@@ -44,7 +39,7 @@ def test_fp16_halves_the_file_and_keeps_float32_at_its_ends():
     assert fashion.top1(loaded(precision="fp16")) > fashion.top1(loaded()) - 0.005
 
 
-@pytest.mark.parametrize(("of_int8", "precision"), [(False, "auto"), (False, "fp16"), (True, "auto")])
+@pytest.mark.parametrize(("of_int8", "precision"), [(False, "fp16"), (True, "auto")])
 def test_compiling_again_gives_the_same_bytes(tmp_path, of_int8, precision):
     parent = fashion.int8() if of_int8 else fashion.source()
     again, _ = fashion.run_stage(stage, "onnxruntime", parent, tmp_path / "again", precision=precision)
@@ -57,53 +52,10 @@ def test_fp16_objects_to_an_int8_parent():
     assert compiler.objection(compiler.CompileOptions(), "int8") is None
 
 
-@pytest.mark.parametrize("batch", [1, 3, 100])
-def test_any_batch_size_runs(batch):
-    images, _ = fashion.images_and_labels()
-    session = loaded()
-    whole = session.run({"image": images[:100]})["scores"]
-    assert np.allclose(session.run({"image": images[:batch]})["scores"], whole[:batch], atol=1e-4)
-
-
-def test_a_bound_call_leaves_its_feeds_alone_and_can_be_repeated():
-    images, _ = fashion.images_and_labels()
-    session = loaded()
-    kept = images[:2].copy()
-    call = session.bind({"image": kept})
-    for _ in range(3):
-        call()
-    assert np.array_equal(kept, images[:2])
-
-
-def test_outputs_are_copies():
-    images, _ = fashion.images_and_labels()
-    session = loaded()
-    first = session.run({"image": images[:1]})["scores"]
-    before = first.copy()
-    session.run({"image": images[1:2]})
-    assert np.array_equal(first, before)
-
-
 def test_signature_names_the_free_batch():
     session = loaded()
     assert [str(spec) for spec in session.inputs] == ["image: float32[batch, 1, 28, 28]"]
     assert [str(spec) for spec in session.outputs] == ["scores: float32[batch, 10]"]
-
-
-@pytest.mark.parametrize("content", [b"", b"not a model", None])
-def test_a_file_that_is_no_model_is_corrupt(tmp_path, content):
-    file = tmp_path / "model.onnx"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(CorruptArtifact, match=r"model\.onnx"):
-        backend.load(file, {}, 1)
-
-
-def test_a_truncated_file_is_corrupt(tmp_path):
-    file = tmp_path / "model.onnx"
-    file.write_bytes((fashion.SAMPLE / "model.onnx").read_bytes()[:100_000])
-    with pytest.raises(CorruptArtifact):
-        backend.load(file, {}, 1)
 
 
 @pytest.mark.parametrize(("domain", "op_type"), [("", "NoSuchOperator"), ("com.example", "Swirl"), ("", "Bernoulli16")])
@@ -123,8 +75,3 @@ def test_an_operator_without_a_kernel_is_named(tmp_path):
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(UnsupportedOperator, match="Erf"):
         backend.load(tmp_path / "model.onnx", {}, 1)
-
-
-def test_a_setting_it_does_not_know_is_refused():
-    with pytest.raises(InputError, match="precision"):
-        backend.load(fashion.SAMPLE / "model.onnx", {"precision": "bf16"}, 1)

@@ -11,10 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt import worker
 from edgeopt.artifact import TensorSpec
-from edgeopt.bench import quality
 from edgeopt.errors import InputError, StageError
-from edgeopt.measurement import paired_drop
+from edgeopt.measuring import quality
 from edgeopt.samples import Preprocess, write_samples
+from edgeopt.statistics import paired_drop
 
 COUNT, CLASSES = 230, 10
 FASHION = Path(__file__).parent.parent / "sample_models" / "fashion_mnist"
@@ -66,7 +66,7 @@ def judge(folder, out, model="exact", metric="top1", batch="batch", **changes):
         "out": str(out),
         **changes,
     }
-    return worker.call("edgeopt.bench.quality:run", args, log=out / "log")
+    return worker.call("edgeopt.measuring.quality:run", args, log=out / "log")
 
 
 def relabel(folder, tmp_path, labels):

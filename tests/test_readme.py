@@ -9,8 +9,7 @@ import pytest
 import typer.main
 
 from edgeopt import recipe, yaml
-from edgeopt.__main__ import app
-from edgeopt.budget import QUANTITIES
+from edgeopt.commands import app
 from edgeopt.errors import EdgeoptError, _tree
 
 ROOT = Path(__file__).parents[1]
@@ -19,16 +18,6 @@ README = (ROOT / "README.md").read_text()
 
 def fenced(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-
-
-def quantities_table():
-    """The README's table of quantities."""
-    lines = ["| quantity | example | |", "|---|---|---|"]
-    for quantity in QUANTITIES.values():
-        lines.append(
-            f"| `{quantity.name}` | `{quantity.example}` | {'at most' if quantity.lower_is_better else 'at least'} |"
-        )
-    return "\n".join(lines)
 
 
 def test_the_first_command_runs_the_main_job_and_the_second_the_tests():
@@ -52,10 +41,6 @@ def test_every_key_of_a_recipe_is_explained():
         recipe.resolve(yaml.parse("nothing: 1\nmodel: m.onnx\n", "recipe.yaml"), base=ROOT, name="r")
     known = re.search(r"one of (.*)$", error.value.lines()[0])
     assert known and all(f"| `{key}` |" in README for key in known.group(1).split(", "))
-
-
-def test_the_table_of_quantities_is_that_of_the_code():
-    assert quantities_table() in README
 
 
 def test_every_verb_has_its_chapter():

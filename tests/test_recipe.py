@@ -136,7 +136,8 @@ def test_budgets_are_numbers_in_their_units() -> None:
 
 
 def test_measuring_and_the_time_limit() -> None:
-    found = recipe("model: a\nmeasure: {rounds: 5, block: 20 ms}\nstep time limit: 2 min")
+    found = recipe("model: a\nmeasure: {rounds: 5, block: 20 ms, batches: [8, 1]}\nstep time limit: 2 min")
+    assert found.measure.batches == (1, 8)
     assert (found.measure.rounds, found.measure.block_ns, found.step_seconds) == (5, 20_000_000, 120)
 
 
@@ -272,6 +273,7 @@ WRONG = {
     "model: a\nprefer:\n  - size\n  - [size]": ["r.yaml:4: unknown quantity to prefer ['size']"],
     "model: a\nprefer: []": ["r.yaml:2: prefer names at least one of"],
     "model: a\nmeasure: {rounds: 2}": ["r.yaml:2: rounds is a whole number of at least 3"],
+    "model: a\nmeasure: {batches: [0, 4]}": ["r.yaml:2: batches are whole numbers of at least 1: batches: [1, 8, 32]"],
     "model: a\nmeasure: {block: 5}": ["r.yaml:2: block: 5 has no unit"],
     "model: a\nmeasure: {block: 0 ms}": ["r.yaml:2: block is above zero"],
     "model: a\nmeasure: {round: 5}": ["r.yaml:2: unknown key 'round', did you mean 'rounds'?"],

@@ -5,10 +5,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -26,10 +24,8 @@ from command import (
     project,
     run_json,
     start,
-    stored,
 )
 
-KILLS = int(os.environ.get("EDGEOPT_KILLS", "8"))
 STEPS = {
     "import/compile=onnxruntime",
     "import/compile=openvino",
@@ -140,41 +136,6 @@ def test_ctrl_c_ends_a_run_that_waits_for_another_one(tmp_path):
         process.communicate(timeout=60)
         assert time.monotonic() - pressed < 2
         assert process.returncode == 130
-    assert not list(leftovers(folder, cache))
-
-
-def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_result(reference, tmp_path):
-    """Kills at random moments of the whole run. What was finished stays, and the last run ends as if nothing had been.
-
-    The seed of the moments and their number can be given: EDGEOPT_SEED, EDGEOPT_KILLS.
-    """
-    moments = random.Random(int(os.environ.get("EDGEOPT_SEED", "0")))
-    _, _, undisturbed = reference
-    folder, cache = project(tmp_path / "project"), tmp_path / "cache"
-    longest = undisturbed["seconds"]["total"]
-    kills = 0
-    while kills < KILLS:
-        before = stored(cache)
-        process = start(folder, cache)
-        try:
-            process.wait(moments.uniform(0, longest))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            kills += 1
-            process.communicate()
-        else:
-            whole = finish(process)
-            assert digests(whole) == digests(undisturbed)
-            longest = min(longest, whole["seconds"]["total"])
-        assert gone(cache, 2)
-        after = stored(cache)
-        assert {key: after.get(key) for key in before} == before, "a finished step was built again"
-        if process.returncode == 0:
-            shutil.rmtree(cache)
-    before = stored(cache)
-    last = convert(folder, cache)
-    assert {key: stored(cache)[key] for key in before} == before
-    assert digests(last) == digests(undisturbed)
     assert not list(leftovers(folder, cache))
 
 

@@ -50,7 +50,7 @@ def test_the_folder_holds_the_schemas_that_are_listed() -> None:
 
 
 def test_the_recipe_s_schema_is_that_of_the_code() -> None:
-    """After a change: python -c "from edgeopt import schema; schema.write()"."""
+    """After a change: python -c "from edgeopt import reference; reference.write()"."""
     assert (schema.FOLDER / "recipe.json").read_text() == schema.text(schema.recipe(shipped_alone=True))
 
 

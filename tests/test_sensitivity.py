@@ -230,7 +230,7 @@ def test_the_other_layers_are_fused_still_in_onnxruntime(controlled: fashion.Bui
     """All but those in float and those right before them, which onnxruntime computes in float where nothing rounds."""
     told = controlled[0].details["control"]
     built = fashion.run_stage(compile, "onnxruntime", controlled, tmp_path / "ort")
-    operators = built[0].details["operators"]
+    operators = fashion.placed(built, "onnxruntime").counts
     assert operators["QLinearConv"] >= 15 - 2 * len(told["float_layers"])
 
 
@@ -519,7 +519,7 @@ def test_the_table_names_the_worst_layer_first(project: tuple[Path, Path]) -> No
     ended = subprocess.run(
         [sys.executable, "-m", "edgeopt", "sensitivity", "recipe.yaml"],
         cwd=folder,
-        env={**os.environ, "EDGEOPT_CACHE": str(cache)},
+        env={**os.environ, "EDGEOPT_CACHE": str(cache), "COLUMNS": "120"},
         capture_output=True,
         text=True,
         check=True,

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
-import pwd
-import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -20,57 +16,22 @@ from types import SimpleNamespace
 import linear
 import processes
 import pytest
+import sshd
 import yaml
 from test_device_kit import environment
 
 from edgeopt import catalog, devices
 from edgeopt.__main__ import main
+from edgeopt.devices import openssh
 from edgeopt.errors import CorruptArtifact, EdgeoptError
+from edgeopt.kit import remote
 from edgeopt.kit.transfer import read_files, write_files
-
-SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-needs_sshd = pytest.mark.skipif(
-    not (SSHD and shutil.which("ssh")), reason="needs OpenSSH: apt install openssh-server openssh-client"
-)
 
 
 @pytest.fixture(scope="module")
 def device(tmp_path_factory):
-    """An sshd of our own, on a port of its own: its target as a recipe writes it, and what is behind it."""
-    folder = tmp_path_factory.mktemp("sshd")
-    for name in ("host", "other", "id", "stranger", "chatty"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
-    chatty = (folder / "chatty.pub").read_text()
-    (folder / "authorized").write_text(
-        f'{(folder / "id.pub").read_text()}command="echo Welcome; eval $SSH_ORIGINAL_COMMAND" {chatty}'
-    )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    (folder / "config").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
-        "StrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPidFile none\n"
-        f"PermitRootLogin prohibit-password\nSetEnv XDG_CACHE_HOME={folder}/cache\n"
-    )
-    for known, key in (("known", "host"), ("changed", "other")):
-        words = (folder / f"{key}.pub").read_text().split()[:2]
-        (folder / known).write_text(f"[127.0.0.1]:{port} {' '.join(words)}\n")
-    (folder / "unknown").touch()
-    if os.getuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)
-    server = subprocess.Popen(
-        [SSHD, "-D", "-e", "-f", folder / "config"], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
-    )
-    assert b"listening" in server.stderr.readline()
-    target = {
-        "ssh": f"{pwd.getpwuid(os.getuid()).pw_name}@127.0.0.1",
-        "port": port,
-        "key": str(folder / "id"),
-        "known_hosts": str(folder / "known"),
-        "python": str(environment("onnxruntime")),
-    }
-    yield SimpleNamespace(folder=folder, target=target, cache=folder / "cache" / "edgeopt-device", pid=server.pid)
-    server.terminate()
-    server.communicate(timeout=10)
+    with sshd.serving(tmp_path_factory.mktemp("sshd")) as found:
+        yield found
 
 
 @pytest.fixture
@@ -103,17 +64,6 @@ def convert(path, capsys, *more):
     return SimpleNamespace(code=code, json=json.loads(told.out), err=told.err)
 
 
-def on_device(device):
-    """The processes of the kit that run there: their environment names the device's cache."""
-    mark, found = f"XDG_CACHE_HOME={device.folder}/cache".encode(), []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            command = (folder / "cmdline").read_bytes()
-            if b"edgeopt" in command and mark in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-    return found
-
-
 def until(true, seconds=60):
     end = time.monotonic() + seconds
     while not true() and time.monotonic() < end:
@@ -127,13 +77,14 @@ def start(path):
     return subprocess.Popen(command, text=True, preexec_fn=processes.as_usual, **pipes)
 
 
-@needs_sshd
+@sshd.needed
 def test_candidates_are_measured_there_and_sent_once(device, recipe, capsys, tmp_path):
     found = convert(recipe(), capsys)
     assert found.code == 0, found.err
     (row,) = found.json["candidates"]
     assert row["quality"]["value"] == 1.0
     assert row["latency_ns"]["p50"]["value"] > 0
+    assert [point["batch"] for point in row["batch_curve"]["points"]][:3] == [1, 2, 4]
     assert not [*(device.cache / "work").iterdir(), *(device.cache / "results").iterdir()]
     lines = (Path(found.json["run"]) / "measurements.jsonl").read_text().splitlines()
     python = subprocess.run([device.target["python"], "-V"], capture_output=True, text=True).stdout.split()[1]
@@ -149,14 +100,14 @@ def test_candidates_are_measured_there_and_sent_once(device, recipe, capsys, tmp
     assert again.code == 0, again.err
     now = {path: path.stat().st_ino for path in (device.cache / "files").iterdir()}
     assert {path for path in now if now[path] != sent[path]} == {damaged}
-    assert not on_device(device)
+    assert not sshd.on_device(device)
 
 
-@needs_sshd
+@sshd.needed
 def test_a_lost_connection_leaves_nothing_and_is_taken_up_again(device, recipe, capsys):
     path = recipe(rounds=2000, threads=2)
     process = start(path)
-    assert until(lambda: len(on_device(device)) == 3 or process.poll() is not None), "a session: its candidate, a twin"
+    assert until(lambda: len(sshd.on_device(device)) == 3 or process.poll() is not None), "its candidate, a twin"
     assert process.poll() is None, process.communicate()
     for pid in map(int, Path(f"/proc/{device.pid}/task/{device.pid}/children").read_text().split()):
         os.kill(pid, signal.SIGKILL)
@@ -165,7 +116,7 @@ def test_a_lost_connection_leaves_nothing_and_is_taken_up_again(device, recipe, 
     assert "connection" in err
     assert "was lost" in err
     assert len(err.strip().splitlines()) <= 5
-    assert until(lambda: not on_device(device), 20)
+    assert until(lambda: not sshd.on_device(device), 20)
     assert until(lambda: not list((device.cache / "work").iterdir()), 20)
     again = convert(recipe(threads=2), capsys)
     assert again.code == 0, again.err
@@ -173,18 +124,18 @@ def test_a_lost_connection_leaves_nothing_and_is_taken_up_again(device, recipe, 
     assert (reused["steps"], reused["measurements"]) == (reused["of"], False), "quality was finished before the cut"
 
 
-@needs_sshd
+@sshd.needed
 def test_an_interrupt_leaves_nothing(device, recipe):
     process = start(recipe(rounds=2000))
-    assert until(lambda: len(on_device(device)) == 3 or process.poll() is not None)
+    assert until(lambda: len(sshd.on_device(device)) == 3 or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
-    assert until(lambda: not on_device(device), 20)
+    assert until(lambda: not sshd.on_device(device), 20)
     assert until(lambda: not list((device.cache / "work").iterdir()), 20)
 
 
-@needs_sshd
+@sshd.needed
 def test_bench_measures_bundles_there(device, tmp_path, monkeypatch, capsys):
     linear.bundle(tmp_path / "best")
     linear.save_onnx(tmp_path / "best-files" / "other.onnx")
@@ -207,7 +158,23 @@ def test_bench_measures_bundles_there(device, tmp_path, monkeypatch, capsys):
     assert "wrong" in capsys.readouterr().err
 
 
-@needs_sshd
+@sshd.needed
+def test_several_devices_are_measured_at_once_and_one_out_of_reach_costs_itself(device, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    linear.bundle(tmp_path / "best")
+    for name, changes in {"here": {}, "there": {"threads": 2}, "gone": {"port": 1}}.items():
+        Path(f"{name}.yaml").write_text(yaml.safe_dump({**device.target, **changes}))
+    targets = [f"--target={name}.yaml" for name in ("here", "gone", "there")]
+    assert main(["bench", "best", *targets, "--quick", "-o", "raw.jsonl", "--json"]) == 6
+    here, gone, there = json.loads(capsys.readouterr().out)["devices"]
+    assert gone["error"]["type"] == "TargetUnreachable"
+    for found in (here, there):
+        assert found["measurements"][0]["latency_ns"]["p50"]["value"] > 0
+    assert sorted(path.name for path in tmp_path.glob("raw*")) == ["raw-here.jsonl", "raw-there.jsonl"]
+    assert not sshd.on_device(device)
+
+
+@sshd.needed
 @pytest.mark.parametrize(
     ("change", "code", "message", "remedy"),
     [
@@ -305,6 +272,20 @@ def test_a_worker_that_hears_nothing_ends():
     finally:
         process.kill()
         process.communicate()
+
+
+def test_what_killed_processes_left_is_removed_on_both_sides(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    work = tmp_path / "edgeopt-device" / "work"
+    for pid in (dead.pid, os.getpid()):
+        (tmp_path / f"edgeopt-ssh-{pid}-abc").mkdir()
+        (work / f"{pid}-abc").mkdir(parents=True)  # not locked: it was killed before that, or is about to be
+    openssh._sweep(tmp_path)
+    remote._sweep()
+    assert [path.name for path in tmp_path.glob("edgeopt-ssh-*")] == [f"edgeopt-ssh-{os.getpid()}-abc"]
+    assert [path.name for path in work.iterdir()] == [f"{os.getpid()}-abc"]
 
 
 def test_files_arrive_whole_or_not_at_all(tmp_path):

@@ -11,12 +11,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fashion
 import numpy as np
 import onnxruntime
 import pytest
+import targets
 
-from edgeopt import formats
+from edgeopt import compilers, formats
+from edgeopt.artifact import TensorSpec
 from edgeopt.errors import from_json
+from edgeopt.stages import Produced
 
 NEEDED = ("tensorflow", "keras", "tf2onnx", "h5py")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -57,6 +61,17 @@ def test_computes_what_tensorflow_does(made, results, name):
     assert len(found) == len(wanted)
     for value, right in zip(found, wanted):
         np.testing.assert_allclose(value, right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("target", compilers.COMPILERS)
+@pytest.mark.parametrize("source", ["keras", "savedmodel"])
+def test_every_target_computes_what_tensorflow_does(made, results, source, target, tmp_path):
+    folder, told = made / "made" / source, results[source]
+    signature = [tuple(map(TensorSpec.from_json, told[side])) for side in ("inputs", "outputs")]
+    built = fashion.artifact(folder, Produced("onnx", "model.onnx", *signature, "fp32")), folder
+    with np.load(folder / "outputs.npz") as stored:
+        feeds, wanted = {"image": stored["image"][:1]}, [stored["output 0"][:1]]
+    targets.check(target, built, tmp_path / "out", feeds, wanted)
 
 
 def test_signature_is_the_source_s(results):

@@ -16,13 +16,13 @@ from edgeopt import plan, recipe, trtexec
 from edgeopt.backends import tensorrt as backend
 from edgeopt.compilers import tensorrt as compiler
 from edgeopt.errors import (
-    CorruptArtifact,
     InputError,
     MissingDependency,
     NoAccelerator,
     StageError,
     UnsupportedOperator,
 )
+from edgeopt.placement import Placed
 from edgeopt.stages import compile
 from edgeopt.target import Target
 
@@ -94,7 +94,7 @@ def small(folder: Path) -> Path:
 
 
 def precisions(built: fashion.Built, kind: str) -> set[str]:
-    return {layer["precision"] for layer in built[0].details["layers"] if layer["kind"] == kind}
+    return {layer["precision"] for layer in built[0].details["placement"] if layer["operator"] == kind}
 
 
 def test_a_float_model_computes_in_fp32(fp32: fashion.Built) -> None:
@@ -117,7 +117,8 @@ def test_fp16_halves_the_engine(fp32: fashion.Built, fp16: fashion.Built) -> Non
 
 
 def test_the_operators_are_counted_with_what_they_compute_in(fp32: fashion.Built) -> None:
-    assert fp32[0].details["operators"]["correlation (fp32)"] == 15
+    counted = {(one["operator"], one["precision"]): one["count"] for one in fp32[0].details["placement"]}
+    assert counted["correlation", "fp32"] == 15
 
 
 def test_an_engine_is_tied_to_its_target(folder: Path) -> None:
@@ -276,29 +277,6 @@ def test_a_recipe_names_tensorrt_with_its_options(tmp_path: Path) -> None:
     assert "int8-tensorrt-fp16" in made.left_out
 
 
-def test_a_missing_engine_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CorruptArtifact, match="not there"):
-        backend.load(tmp_path / "model.plan", {}, 1)
-
-
-def test_an_unknown_runtime_setting_is_refused(fp32: fashion.Built) -> None:
-    with pytest.raises(InputError, match="no runtime setting streams"):
-        backend.load(fp32[1] / "model.plan", {"streams": 2}, 1)
-
-
-def test_a_file_that_is_no_engine_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model.plan").write_bytes(b"no engine" * 100)
-    with pytest.raises(CorruptArtifact, match=r"model\.plan is not a"):
-        backend.load(tmp_path / "model.plan", {}, 1)
-
-
-@without_gpu
-def test_without_a_gpu_loading_says_what_is_missing_and_gives_no_session(fp32: fashion.Built) -> None:
-    with pytest.raises(NoAccelerator, match=r"cannot run here: .*(driver|GPU)") as caught:
-        backend.load(fp32[1] / "model.plan", {}, 1)
-    assert "NVIDIA GPU" in str(caught.value.remedy)
-
-
 @without_gpu
 def test_without_a_gpu_no_engine_is_built_for_the_device(for_jetson: fashion.Built) -> None:
     with pytest.raises(NoAccelerator):
@@ -336,15 +314,15 @@ def test_layers_are_read_from_what_the_builder_logs() -> None:
         "Name: wait_1, LayerType: wait, Inputs: [], Outputs: [], TacticName: , StreamId: 0, Metadata: "
     )
     assert backend.layers_in(text) == (
-        backend.Layer("conv_0", "correlation", "int8"),
-        backend.Layer("wait_1", "wait", None),
+        Placed("correlation", "GPU", "int8", names=("conv_0",)),
+        Placed("wait", "GPU", names=("wait_1",)),
     )
 
 
 @pytest.mark.parametrize("tensor", [{"Datatype": "Half"}, {"Format/Datatype": "Row major linear FP16 format"}])
 def test_layers_are_read_from_the_inspector_of_either_kind(tensor: Any) -> None:
     layer = {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [tensor], "Outputs": []}
-    assert backend.inspected(layer) == backend.Layer("conv", "CaskConvolution", "fp16")
+    assert backend.inspected(layer) == Placed("CaskConvolution", "GPU", "fp16", names=("conv",))
 
 
 def test_exported_times_are_read_in_nanoseconds(tmp_path: Path) -> None:

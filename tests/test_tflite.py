@@ -20,7 +20,7 @@ pytest.importorskip("onnxscript")
 from edgeopt.artifact import Artifact, MadeBy, TensorSpec  # noqa: E402
 from edgeopt.backends import tflite as backend  # noqa: E402
 from edgeopt.compilers import tflite as compiler  # noqa: E402
-from edgeopt.errors import CorruptArtifact, InputError, StageError, UnsupportedOperator  # noqa: E402
+from edgeopt.errors import InputError, StageError, UnsupportedOperator  # noqa: E402
 from edgeopt.formats import ModelRef  # noqa: E402
 from edgeopt.formats import tflite as reader  # noqa: E402
 from edgeopt.samples import Preprocess, adapt, restore, write_samples  # noqa: E402
@@ -285,38 +285,6 @@ def test_asking_for_a_float_precision_on_an_int8_model_is_objected_to() -> None:
 def test_calibration_samples_are_read_for_int8_alone() -> None:
     assert compiler.sample_roles(compiler.CompileOptions(), "int8") == ("calibration",)
     assert compiler.sample_roles(compiler.CompileOptions(), "fp32") == ()
-
-
-def test_bound_call_gives_the_same_outputs_again_and_again(built: SimpleNamespace) -> None:
-    session = backend.load(built.root / "int8" / "model.tflite", {}, 1)
-    first, second = feeds(session_inputs := built.int8.inputs), feeds(session_inputs, seed=2)
-    alone = session.run(first)
-    call, other = session.bind(first), session.bind(second)
-    for _ in range(5):
-        other()
-        call()
-    outputs = {name: session._interpreter.get_tensor(index) for name, index in session._output_indices.items()}
-    for name, value in alone.items():
-        np.testing.assert_array_equal(outputs[name], value)
-
-
-def test_bound_call_keeps_its_own_copy_of_the_inputs(built: SimpleNamespace) -> None:
-    session = backend.load(built.root / "fp32" / "model.tflite", {}, 1)
-    given = feeds(built.fp32.inputs)
-    alone = session.run(given)
-    call = session.bind(given)
-    given["image"][:] = 0
-    call()
-    index = session._output_indices["scores"]
-    np.testing.assert_array_equal(session._interpreter.get_tensor(index), alone["scores"])
-
-
-def test_a_damaged_file_is_a_corrupt_artifact(built: SimpleNamespace, tmp_path: Path) -> None:
-    whole = (built.root / "fp32" / "model.tflite").read_bytes()
-    for name, content in (("empty", b""), ("text", b"not a model at all"), ("half", whole[: len(whole) // 2])):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(CorruptArtifact, match=name):
-            backend.load(tmp_path / name, {}, 1)
 
 
 def test_an_operator_that_the_runtime_lacks_is_named(custom: Path) -> None:

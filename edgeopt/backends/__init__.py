@@ -7,8 +7,12 @@ A backend is a module with these names, held together by the protocol `Backend`:
     IMPORTS         the modules that loading it imports
     load(...)       an artifact's main file to a `Session`
 
-Two names are optional: `INSTALL`, the command that brings the runtime where it is not "pip install <DISTRIBUTION>"; and
-`devices()`, which gives {name: [capabilities]} of what the runtime computes on, and raises what keeps it from running.
+Four names are optional: `INSTALL`, the command that brings the runtime where it is not "pip install <DISTRIBUTION>";
+`devices()`, which gives {name: [capabilities]} of what the runtime computes on, and raises what keeps it from running;
+and `smallest(runtime, threads)`, a session of a model of next to nothing (one Relu of four floats) with those settings,
+by which the cost of a call is measured; and `placement(main, runtime, threads, feeds)`, which loads the file as `load`
+does and tells where each of its operators runs, as `edgeopt.placement.Placed` (a backend without it cannot tell):
+`feeds` are for a runtime that tells it only of an inference.
 
 To add one from another package, publish such a module as an entry point in the group `edgeopt.backends`.
 """
@@ -35,11 +39,47 @@ BACKENDS: Dict[str, str] = {
     "edgetpu": "edgeopt.backends.edgetpu",
     "tensorrt": "edgeopt.backends.tensorrt",
     "torch": "edgeopt.backends.torch",
+    "ncnn": "edgeopt.backends.ncnn",
 }
 
 GROUP = "edgeopt.backends"
+SMALLEST_ONNX = (  # one Relu of four floats, opset 13
+    b'\x08\x07:3\n\x0c\n\x01x\x12\x01y"\x04Relu\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x04'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x04B\x04\n\x00\x10\r"
+)
 
 Feeds = Mapping[str, "np.ndarray[Any, Any]"]
+
+
+class Bound(Protocol):
+    """An inference whose buffers are in place. Calling it is one inference on what they hold."""
+
+    def fill(self, feeds: Feeds) -> None:
+        """Put other inputs of the same shapes and dtypes where the runtime reads them."""
+        ...
+
+    def __call__(self) -> object: ...
+
+    def outputs(self) -> Dict[str, np.ndarray[Any, Any]]:
+        """Copies of what the last call computed."""
+        ...
+
+
+class BoundRun:
+    """An inference of a runtime that can bind nothing: each call runs its feeds anew."""
+
+    def __init__(self, run: Callable[[Feeds], Dict[str, np.ndarray[Any, Any]]], feeds: Feeds) -> None:
+        self._run = run
+        self.fill(feeds)
+
+    def fill(self, feeds: Feeds) -> None:
+        self._feeds = feeds
+
+    def __call__(self) -> None:
+        self._outputs = self._run(self._feeds)
+
+    def outputs(self) -> Dict[str, np.ndarray[Any, Any]]:
+        return self._outputs
 
 
 class Session(Protocol):
@@ -52,11 +92,17 @@ class Session(Protocol):
     outputs: Tuple[TensorSpec, ...]
 
     def run(self, feeds: Feeds) -> Dict[str, np.ndarray[Any, Any]]:
-        """One inference. `feeds` maps each input's name to an array of its shape and dtype; the outputs are copies."""
+        """One inference. `feeds` maps each input's name to an array of its shape and dtype; the outputs are copies.
+
+        Raises InputError for other feeds: see `check_feeds`.
+        """
         ...
 
-    def bind(self, feeds: Feeds) -> Callable[[], object]:
-        """Everything that can be done before an inference, done. Each call of the result is one inference."""
+    def bind(self, feeds: Feeds) -> Bound:
+        """Everything that can be done before an inference of inputs of these shapes, done; `feeds` fill it.
+
+        One at a time: it holds until the session's next `run` or `bind`, which may take over its buffers.
+        """
         ...
 
 
@@ -129,6 +175,27 @@ def require(name: str) -> Backend:
             f"the backend {name} needs {found.missing}, which is not installed", remedy=f"Install it: {found.install}"
         )
     return find(name)
+
+
+def check_feeds(feeds: Feeds, inputs: Sequence[TensorSpec]) -> None:
+    """Raises InputError naming the input that is missing, not the model's, or of another shape or dtype than its own.
+
+    A dimension that is free takes any size. Sessions ask this before their runtime is given anything: what runtimes do
+    with wrong feeds goes from a cast that nobody sees to a crash.
+    """
+    for spec in inputs:
+        if spec.name not in feeds:
+            raise InputError(f"no values are given for the model's input {spec}")
+        given = feeds[spec.name]
+        fits = len(given.shape) == len(spec.shape) and all(
+            isinstance(wanted, str) or wanted == size for wanted, size in zip(spec.shape, given.shape)
+        )
+        if not fits or given.dtype.name != spec.dtype:
+            raise InputError(f"the model's input {spec} does not take {given.dtype}{list(given.shape)}")
+    unknown = sorted(set(feeds) - {spec.name for spec in inputs})
+    if unknown:
+        known = ", ".join(spec.name for spec in inputs)
+        raise InputError(f"the model has no input {', '.join(unknown)}", remedy=f"Its inputs: {known}.")
 
 
 def version(distribution: str) -> Optional[str]:

@@ -69,21 +69,28 @@ def _library() -> Any:
 def load(main: Path, runtime: Mapping[str, Any], threads: int) -> LiteRTSession:
     """The session of the compiled file `main`. `runtime` may name the "device": "usb", "pci", "usb:0" and so on.
 
-    Raises MissingDependency without the library, NoAccelerator without a device, StageError for a model that is not
-    compiled: it would run on the CPU alone, and its times would be taken for the chip's.
+    Raises CorruptArtifact for what is no TFLite file, MissingDependency without the library, NoAccelerator without a
+    device, StageError for a model that is not compiled: it would run on the CPU alone, and its times would be taken for
+    the chip's.
     """
     unknown = sorted(runtime.keys() - {"device"})
     if unknown:
         raise InputError(f"the backend edgetpu has no runtime setting {', '.join(unknown)}")
+    if not main.is_file():
+        raise CorruptArtifact(f"{main.name} is not there")
+    try:
+        litert = importlib.import_module(_MODULE)
+    except ImportError as error:
+        raise MissingDependency(f"the backend edgetpu: {error}", remedy=f"pip install {DISTRIBUTION}") from error
+    try:
+        litert.Interpreter(model_path=str(main))  # it checks the file, and needs no chip for that
+    except ValueError as error:
+        raise CorruptArtifact(f"{main.name} is not a TFLite file: {' '.join(str(error).split())}") from error
     if CUSTOM.encode() not in main.read_bytes():
         raise StageError(
             f"{main.name} is not compiled for the Edge TPU: nothing of it would run there",
             remedy="Compile it (compile: edgetpu in a recipe), or run it with the backend tflite.",
         )
-    try:
-        litert = importlib.import_module(_MODULE)
-    except ImportError as error:
-        raise MissingDependency(f"the backend edgetpu: {error}", remedy=f"pip install {DISTRIBUTION}") from error
     _library()
     device = str(runtime.get("device", "usb"))
     try:
@@ -96,8 +103,6 @@ def load(main: Path, runtime: Mapping[str, Any], threads: int) -> LiteRTSession:
     try:
         interpreter = litert.Interpreter(model_path=str(main), experimental_delegates=[delegate], num_threads=threads)
         interpreter.allocate_tensors()
-    except ValueError as error:
-        raise CorruptArtifact(f"{main.name} is not a TFLite file: {' '.join(str(error).split())}") from error
-    except RuntimeError as error:  # such as a model that was compiled for a newer runtime
+    except (ValueError, RuntimeError) as error:  # such as a model that was compiled for a newer runtime
         raise StageError(f"{main.name}: the Edge TPU runtime refuses it: {' '.join(str(error).split())}") from error
     return LiteRTSession(interpreter)

@@ -1,4 +1,4 @@
-"""OpenVINO: runs Intermediate Representation (.xml with .bin) on the CPU.
+"""OpenVINO: runs Intermediate Representation (.xml with .bin), or a compiled model (.blob), on the CPU.
 
 It knows nothing of how a file was made. What the runtime computes in is told by the artifact ({"precision": "bf16"}),
 never left to the runtime, whose own default is bf16 on a CPU that has it.
@@ -6,13 +6,16 @@ never left to the runtime, whose own default is bf16 on a CPU that has it.
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from edgeopt.artifact import Dimension, TensorSpec
+from edgeopt.backends import check_feeds
 from edgeopt.errors import CorruptArtifact, InputError, MissingDependency, StageError, UnsupportedOperator
+from edgeopt.placement import CPU, Placed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +30,12 @@ DEVICE = "CPU"
 DYNAMIC = "dynamic_quantization_group_size"
 SPARSE = "sparse_weights"
 PRECISIONS = {"f32": None, "bf16": "BF16", "f16": "FP16"}  # to the capability that the device must have
+_TOLD = ("layerType", "runtimePrecision", "primitiveType")  # of an operator of a compiled model
+_STARTS, _ENDS = ("Input", "MemoryInput"), ("Output", "MemoryOutput")
+_CONVERSIONS = ("Reorder", "Convert", "FakeQuantize")
+_COMPUTES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8", "i32": "int32", "i64": "int64"}
+HINTS = {"latency": "LATENCY", "throughput": "THROUGHPUT"}
+COMPILED = ".blob"
 Shapes = Tuple[Tuple[int, Tuple[int, ...]], ...]  # the index of an input and its shape
 _MISSING_OPERATOR = (
     re.compile(r"doesn't contain the operation with type: (\w+)"),
@@ -34,6 +43,14 @@ _MISSING_OPERATOR = (
     re.compile(r"Unsupported operation of type: (\w+)"),
     re.compile(r"No conversion rule found for operations: ([\w.:, ]+)"),
 )
+_SMALLEST_IR = b"""<net name="relu" version="11"><layers>
+<layer id="0" name="x" type="Parameter" version="opset1"><data shape="4" element_type="f32"/>
+<output><port id="0" precision="FP32" names="x"><dim>4</dim></port></output></layer>
+<layer id="1" name="y" type="ReLU" version="opset1"><input><port id="0"><dim>4</dim></port></input>
+<output><port id="1" precision="FP32" names="y"><dim>4</dim></port></output></layer>
+<layer id="2" name="y/out" type="Result" version="opset1"><input><port id="0"><dim>4</dim></port></input></layer>
+</layers><edges><edge from-layer="0" from-port="0" to-layer="1" to-port="0"/>
+<edge from-layer="1" from-port="1" to-layer="2" to-port="0"/></edges></net>"""
 
 
 def runtime_module() -> Any:
@@ -48,38 +65,61 @@ def runtime_module() -> Any:
 
 
 def load(main: Path, runtime: Mapping[str, Any], threads: int) -> OpenVinoSession:
-    """The session of the file `main` (.xml, its .bin beside it) with `threads` threads in one stream.
+    """The session of the file `main` (.xml, its .bin beside it; or .blob) with `threads` threads.
 
     `runtime` may hold "precision": "f32" (which it is where nothing is said), "bf16" or "f16". Raises StageError where
     the CPU lacks that precision: OpenVINO would quietly compute in another. "dynamic_quantization_group_size" is for
     files whose weights alone are quantized: how many activations share a scale that is found at run time, 0 where
     activations stay as they are (OpenVINO's own default quantizes them). "sparse_weights" is the share of zeros from
-    which int8 weights of a matrix product are kept packed in memory (x86 with AMX).
+    which int8 weights of a matrix product are kept packed in memory (x86 with AMX). "hint" is "latency" (where nothing
+    is said) or "throughput", "streams" how many inferences may run side by side and share the threads: one where the
+    hint is latency, else as many as OpenVINO chooses.
     """
-    openvino = runtime_module()
-    unknown = sorted(set(runtime) - {"precision", DYNAMIC, SPARSE})
-    precision = runtime.get("precision", "f32")
-    if unknown or precision not in PRECISIONS:
-        raise InputError(f"the backend openvino has no runtime setting {', '.join(unknown) or precision}")
+    _check(runtime)
     if not main.is_file():
         raise CorruptArtifact(f"{main.name} is not there")
-    core = openvino.Core()
-    needed = PRECISIONS[precision]
-    if needed and needed not in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
-        raise _lacks(precision)
+    if main.suffix == COMPILED:
+        return _imported(main, runtime, threads)
+    return _session((str(main),), main.name, runtime, threads)
+
+
+def smallest(runtime: Mapping[str, Any], threads: int) -> OpenVinoSession:
+    """The session of one Relu of four floats, with the same settings."""
+    return _session((_SMALLEST_IR, b""), "one Relu", runtime, threads)
+
+
+def placement(main: Path, runtime: Mapping[str, Any], threads: int, feeds: Feeds) -> Iterator[Placed]:
+    """The graph as it was compiled for the shapes of `feeds`, without what hangs on constants alone: that runs once."""
+    session = load(main, runtime, threads)
+    varying: Set[str] = set()
+    for node in session._model(session._shapes(feeds)).get_runtime_model().get_ordered_ops():
+        told = {key: str(node.get_rt_info()[key].value) for key in _TOLD if key in node.get_rt_info()}
+        kind, name = told.get("layerType", ""), node.get_friendly_name()
+        before = [value.get_node().get_friendly_name() for value in node.input_values()]
+        if kind in _STARTS or varying.intersection(before):
+            varying.add(name)
+            if kind not in (*_STARTS, *_ENDS):
+                converts = kind in _CONVERSIONS or name.startswith("FakeQuantize")
+                yield Placed(
+                    kind,
+                    CPU,
+                    precision=None if converts else _COMPUTES.get(told.get("runtimePrecision", "")),
+                    kernel=told.get("primitiveType"),
+                    converts=converts,
+                    names=(name,),
+                )
+
+
+def _session(model_of: Sequence[Any], name: str, runtime: Mapping[str, Any], threads: int) -> OpenVinoSession:
+    """`model_of` is what OpenVINO reads: a path, or the bytes of an IR with those of its weights."""
+    openvino = runtime_module()
+    core, precision = openvino.Core(), runtime.get("precision", "f32")
+    needed, settings = _needed(core, precision), _settings(runtime, threads)
     try:
-        model = core.read_model(str(main))
+        model = core.read_model(*model_of)
     except RuntimeError as error:
-        corrupt = CorruptArtifact(f"{main.name} is not an OpenVINO model: {reason(error)}")
-        raise refusal(main.name, error) or corrupt from error
-    settings = {
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": precision,
-        **({DYNAMIC.upper(): runtime[DYNAMIC]} if DYNAMIC in runtime else {}),
-        **({"CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": runtime[SPARSE]} if SPARSE in runtime else {}),
-    }
+        corrupt = CorruptArtifact(f"{name} is not an OpenVINO model: {reason(error)}")
+        raise refusal(name, error) or corrupt from error
 
     def compile_for(shapes: Optional[Shapes]) -> Any:
         try:
@@ -88,13 +128,66 @@ def load(main: Path, runtime: Mapping[str, Any], threads: int) -> OpenVinoSessio
                 fixed.reshape({index: list(shape) for index, shape in shapes})
             compiled = core.compile_model(fixed, DEVICE, settings)
         except RuntimeError as error:
-            failure = StageError(f"{main.name}: OpenVINO cannot compile the model: {reason(error)}")
-            raise refusal(main.name, error) or failure from error
+            failure = StageError(f"{name}: OpenVINO cannot compile the model: {reason(error)}")
+            raise refusal(name, error) or failure from error
         if needed and compiled.get_property("INFERENCE_PRECISION_HINT") != getattr(openvino.Type, precision):
             raise _lacks(precision)
         return compiled
 
     return OpenVinoSession(model, compile_for)
+
+
+def _imported(main: Path, runtime: Mapping[str, Any], threads: int) -> OpenVinoSession:
+    """The session of a compiled model, which belongs to one version of OpenVINO and processors like its maker's."""
+    core = runtime_module().Core()
+    _needed(core, runtime.get("precision", "f32"))
+    try:
+        compiled = core.import_model(main.read_bytes(), DEVICE, _settings(runtime, threads))
+    except RuntimeError as error:
+        raise StageError(
+            f"{main.name} was compiled by another OpenVINO or is damaged: {reason(error)}",
+            remedy="Compile it again on this machine, or leave out `compiled: true`.",
+        ) from error
+    return OpenVinoSession(compiled, lambda _: compiled)
+
+
+def exported(ir: Path, runtime: Mapping[str, Any]) -> bytes:
+    """What OpenVINO compiled of an IR of static shapes, to be loaded as a .blob."""
+    session = load(ir, runtime, 1)
+    found: bytes = session._model(None).export_model().getvalue()
+    return found
+
+
+def _check(runtime: Mapping[str, Any]) -> None:
+    """Raises InputError for a setting, or a value of one, that there is not."""
+    unknown = sorted(set(runtime) - {"precision", DYNAMIC, SPARSE, "hint", "streams"})
+    for key, known in (("precision", PRECISIONS), ("hint", HINTS)):
+        if runtime.get(key, next(iter(known))) not in known:
+            unknown.append(f"{key} {runtime[key]}")
+    if unknown:
+        raise InputError(f"the backend openvino has no runtime setting {', '.join(unknown)}")
+
+
+def _needed(core: Any, precision: str) -> Optional[str]:
+    """The capability that a precision needs. Raises StageError where the CPU lacks it."""
+    needed = PRECISIONS[precision]
+    if needed and needed not in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
+        raise _lacks(precision)
+    return needed
+
+
+def _settings(runtime: Mapping[str, Any], threads: int) -> Dict[str, Any]:
+    """The properties of OpenVINO that the settings stand for."""
+    hint = runtime.get("hint", "latency")
+    streams = runtime.get("streams") or (1 if hint == "latency" else "AUTO")
+    return {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": streams,
+        "PERFORMANCE_HINT": HINTS[hint],
+        "INFERENCE_PRECISION_HINT": runtime.get("precision", "f32"),
+        **({DYNAMIC.upper(): runtime[DYNAMIC]} if DYNAMIC in runtime else {}),
+        **({"CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": runtime[SPARSE]} if SPARSE in runtime else {}),
+    }
 
 
 class OpenVinoSession:
@@ -115,21 +208,18 @@ class OpenVinoSession:
     def run(self, feeds: Feeds) -> Dict[str, np.ndarray[Any, Any]]:
         import numpy as np
 
+        check_feeds(feeds, self.inputs)
         kept = {name: np.require(value, requirements=["C", "W"]) for name, value in feeds.items()}  # shared memory
         shapes = self._shapes(kept)
-        request = self._request(shapes if shapes in self._compiled else None, kept)
-        request.infer()
-        return {spec.name: request.get_output_tensor(i).data.copy() for i, spec in enumerate(self.outputs)}
+        call = OpenVinoCall(self._request(shapes if shapes in self._compiled else None, kept), kept, self.outputs)
+        call()
+        return call.outputs()
 
-    def bind(self, feeds: Feeds) -> Callable[[], object]:
-        """A request of its own on the feeds' memory, of a model compiled for their shapes."""
+    def bind(self, feeds: Feeds) -> OpenVinoCall:
+        """A request of a model compiled for the shapes of `feeds`."""
+        check_feeds(feeds, self.inputs)
         kept = {name: value.copy() for name, value in feeds.items()}
-        request = self._request(self._shapes(kept), kept)
-
-        def call(_kept: object = kept) -> None:  # the tensors share memory with the arrays, which must live
-            request.infer()
-
-        return call
+        return OpenVinoCall(self._request(self._shapes(kept), kept), kept, self.outputs)
 
     def _shapes(self, feeds: Feeds) -> Optional[Shapes]:
         if self._fixed:
@@ -147,6 +237,28 @@ class OpenVinoSession:
         for index, spec in enumerate(self.inputs):
             request.set_input_tensor(index, tensor(feeds[spec.name], shared_memory=True))
         return request
+
+
+class OpenVinoCall:
+    """One inference of a request of its own, on inputs that lie in the memory of `inputs`.
+
+    It calls what `openvino.InferRequest.infer` calls, without the wrapper: outputs stay where the runtime puts them.
+    """
+
+    def __init__(self, request: Any, inputs: Feeds, outputs: Sequence[TensorSpec]) -> None:
+        bound: Any = super(runtime_module().InferRequest, request)
+        self._infer = functools.partial(bound.infer, {}, True, False)  # share_outputs, decode_strings
+        self._request, self._inputs, self._outputs = request, inputs, outputs
+
+    def fill(self, feeds: Feeds) -> None:
+        for name, array in self._inputs.items():
+            array[...] = feeds[name]
+
+    def __call__(self) -> None:
+        self._infer()
+
+    def outputs(self) -> Dict[str, np.ndarray[Any, Any]]:
+        return {spec.name: self._request.get_output_tensor(i).data.copy() for i, spec in enumerate(self._outputs)}
 
 
 def _batch_of_one(inputs: Sequence[TensorSpec]) -> Optional[Shapes]:

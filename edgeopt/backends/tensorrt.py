@@ -11,7 +11,9 @@ the ONNX was made.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import hashlib
 import importlib
 import importlib.metadata
@@ -24,9 +26,10 @@ import warnings
 import weakref
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from edgeopt.artifact import Dimension, TensorSpec, canonical_json, sha256_of_file
+from edgeopt.backends import SMALLEST_ONNX, check_feeds
 from edgeopt.errors import (
     CorruptArtifact,
     InputError,
@@ -35,6 +38,7 @@ from edgeopt.errors import (
     StageError,
     UnsupportedOperator,
 )
+from edgeopt.placement import Placed
 from edgeopt.text import first_line
 
 if TYPE_CHECKING:
@@ -83,23 +87,13 @@ BUILD = "build"  # the runtime setting of an artifact that is built where it run
 SUFFIX_OF_SOURCES = ".onnx"
 COMPATIBILITY: Mapping[str, str] = {"ampere+": "AMPERE_PLUS", "same": "SAME_COMPUTE_CAPABILITY"}
 UNSIGNED = "Defaulting to INT8"  # the parser's warning that it takes UINT8 for INT8: another number
+NO_PLUGIN = "Plugin not found"  # the parser's word for an operator that nobody brings
 _LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: (?P<inputs>.*?)(?:Constants: .*?)?"
                     r"Outputs: (?P<outputs>.*?)(?:TacticName|$)", re.M)  # fmt: skip
 _DATATYPE = re.compile(r"Datatype: (\w+)")
+WHERE = "GPU"
+_CONVERSIONS = ("reformat", "cast", "quantize", "dequantize")
 PRECISIONS = {"float": "fp32", "half": "fp16", "bfloat16": "bf16", "int8": "int8", "fp8": "fp8", "int4": "int4"}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer of an engine, after fusion. `precision` is the type of its first input: "fp32", "fp16", "int8", ...; None
-    where it has none (signals between streams, shapes)."""
-
-    name: str
-    kind: str
-    precision: Optional[str]
-
-    def to_json(self) -> Dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -145,7 +139,7 @@ class Engine:
     """A built engine. `layers` are what TensorRT told of it, `notes` its parser's warnings."""
 
     plan: bytes
-    layers: Tuple[Layer, ...]
+    layers: Tuple[Placed, ...]
     notes: Tuple[str, ...]
 
 
@@ -203,8 +197,25 @@ def devices() -> Dict[str, List[str]]:
     return found
 
 
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """TensorRT holds a lock while it calls its logger back: a garbage collection just then, which ends another of its
+    objects, waits for that lock for ever (seen in TensorRT-RTX 1.7 after a build that had failed)."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_no_collection()
 def build(source: Path, settings: BuildSettings, timing_cache: Optional[Path] = None) -> Engine:
-    """An engine of an ONNX model. The same model, settings and version give the same bytes with TensorRT-RTX.
+    """An engine of an ONNX model.
+
+    The same model, settings and version give the same layers with TensorRT-RTX; the bytes may differ by numbers in the
+    names of its inner tensors (seen in one build of six).
 
     `timing_cache` is a file, there or not, that keeps how fast kernels were, for the next build (not TensorRT-RTX).
     Raises UnsupportedOperator naming node and operator, StageError with what TensorRT says, InputError for settings
@@ -236,6 +247,12 @@ def build(source: Path, settings: BuildSettings, timing_cache: Optional[Path] = 
     return Engine(bytes(plan), layers, notes)
 
 
+def placement(main: Path, runtime: Mapping[str, Any], threads: int, feeds: Feeds) -> Tuple[Placed, ...]:
+    """The layers of the engine, from TensorRT's own inspector. Names alone of one that was built to tell no more."""
+    return load(main, runtime, threads).layers()
+
+
+@_no_collection()
 def load(main: Path, runtime: Mapping[str, Any], threads: int) -> TensorRtSession:
     """The session of an engine, or of an ONNX model, of which an engine is built first and kept for the next time.
 
@@ -261,6 +278,15 @@ def load(main: Path, runtime: Mapping[str, Any], threads: int) -> TensorRtSessio
     return TensorRtSession(trt, gpu, runner, engine, log)
 
 
+def smallest(runtime: Mapping[str, Any], threads: int) -> TensorRtSession:
+    """The session of one Relu of four floats, its engine built for this GPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, plan = Path(folder) / "relu.onnx", Path(folder) / "relu.plan"
+        source.write_bytes(SMALLEST_ONNX)
+        plan.write_bytes(build(source, BuildSettings()).plan)
+        return load(plan, {}, threads)
+
+
 class TensorRtSession:
     """One engine. Buffers are made for each set of shapes; the least and largest shapes are those it was built for."""
 
@@ -279,20 +305,22 @@ class TensorRtSession:
         """A batch above the largest of the engine is run in pieces."""
         import numpy as np
 
+        check_feeds(feeds, self.inputs)
         pieces = [self._run_piece(piece) for piece in self._pieces(feeds)]
         if len(pieces) == 1:
             return pieces[0]
         return {spec.name: np.concatenate([piece[spec.name] for piece in pieces]) for spec in self.outputs}
 
-    def bind(self, feeds: Feeds) -> Callable[[], object]:
+    def bind(self, feeds: Feeds) -> _Bound:
         """Inputs in pinned memory. A call copies them to the GPU, computes, copies the outputs back, and waits."""
+        check_feeds(feeds, self.inputs)
         return _Bound(self._place(feeds), feeds)
 
     def stages_ns(self, feeds: Feeds) -> Tuple[int, int, int]:
         """One inference, timed by CUDA events on the GPU: ns to copy the inputs in, to compute, to copy outputs out."""
         return _Bound(self._place(feeds), feeds).timed()
 
-    def layers(self) -> Tuple[Layer, ...]:
+    def layers(self) -> Tuple[Placed, ...]:
         """The layers of the engine, from TensorRT's own inspector. Names alone without detailed profiling verbosity."""
         return _layers_of(self._trt, self._engine)
 
@@ -303,7 +331,7 @@ class TensorRtSession:
         bound = self._bound[shapes]
         bound.fill(feeds)
         bound()
-        return {name: value.copy() for name, value in bound.outputs.items()}
+        return bound.outputs()
 
     def _pieces(self, feeds: Feeds) -> Iterator[Feeds]:
         free = [spec for spec in self.inputs if spec.shape and not isinstance(spec.shape[0], int)]
@@ -391,7 +419,17 @@ class _Bound:
     def __init__(self, placed: _Placed, feeds: Feeds) -> None:
         self._placed = placed
         self.inputs = {name: self._pinned(*what) for name, what in placed.inputs.items()}
-        self.outputs = {name: self._pinned(*what) for name, what in placed.outputs.items()}
+        self._outputs = {name: self._pinned(*what) for name, what in placed.outputs.items()}
+        kinds, stream = placed.cuda.cudaMemcpyKind, placed.stream.handle
+        self._copy, self._stream = placed.cuda.cudaMemcpyAsync, int(stream)
+        self._in = [
+            (placed.addresses[name], value.ctypes.data, value.nbytes, kinds.cudaMemcpyHostToDevice, stream)
+            for name, value in self.inputs.items()
+        ]
+        self._out = [
+            (value.ctypes.data, placed.addresses[name], value.nbytes, kinds.cudaMemcpyDeviceToHost, stream)
+            for name, value in self._outputs.items()
+        ]
         self.fill(feeds)
 
     def fill(self, feeds: Feeds) -> None:
@@ -404,6 +442,9 @@ class _Bound:
         self._compute()
         self._copy_out()
         self._wait()
+
+    def outputs(self) -> Dict[str, Array]:
+        return {name: value.copy() for name, value in self._outputs.items()}
 
     def timed(self) -> Tuple[int, int, int]:
         """One inference, as ns of its three parts. CUDA events have a resolution of about 500 ns."""
@@ -423,24 +464,16 @@ class _Bound:
         return copy_in, compute, copy_out
 
     def _copy_in(self) -> None:
-        placed, kind = self._placed, self._placed.cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        for name, value in self.inputs.items():
-            status = placed.cuda.cudaMemcpyAsync(
-                placed.addresses[name], value.ctypes.data, value.nbytes, kind, placed.stream.handle
-            )
-            _check(placed.cuda, *status)
+        for copied in self._in:
+            _check(self._placed.cuda, *self._copy(*copied))
 
     def _compute(self) -> None:
-        if not self._placed.context.execute_async_v3(int(self._placed.stream.handle)):
+        if not self._placed.context.execute_async_v3(self._stream):
             raise StageError(f"TensorRT cannot run the engine: {self._placed.log.last_error()}")
 
     def _copy_out(self) -> None:
-        placed, kind = self._placed, self._placed.cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        for name, value in self.outputs.items():
-            status = placed.cuda.cudaMemcpyAsync(
-                value.ctypes.data, placed.addresses[name], value.nbytes, kind, placed.stream.handle
-            )
-            _check(placed.cuda, *status)
+        for copied in self._out:
+            _check(self._placed.cuda, *self._copy(*copied))
 
     def _wait(self) -> None:
         _check(self._placed.cuda, *self._placed.cuda.cudaStreamSynchronize(self._placed.stream.handle))
@@ -459,33 +492,39 @@ class _Bound:
         return array.reshape(shape)
 
 
-def layers_in(text: str) -> Tuple[Layer, ...]:
+def layers_in(text: str) -> Tuple[Placed, ...]:
     """The layers in the text that a builder logs of the engine it made (verbosity VERBOSE, profiling DETAILED)."""
     found = []
     for match in _LAYER.finditer(text):
         types = _DATATYPE.findall(match["inputs"]) or _DATATYPE.findall(match["outputs"])
-        found.append(Layer(match["name"], match["kind"], _precision(types[0]) if types else None))
+        found.append(_layer(match["name"], match["kind"], types[0] if types else ""))
     return tuple(found)
 
 
-def _layers_of_plan(trt: Any, plan: Any, log: Any) -> Tuple[Layer, ...]:
+def _layers_of_plan(trt: Any, plan: Any, log: Any) -> Tuple[Placed, ...]:
     """From the inspector, where the builder logs no layers: full TensorRT, which builds only where a GPU is."""
     engine = _made(trt, "Runtime", log).deserialize_cuda_engine(plan)
     return () if engine is None else _layers_of(trt, engine)
 
 
-def _layers_of(trt: Any, engine: Any) -> Tuple[Layer, ...]:
+def _layers_of(trt: Any, engine: Any) -> Tuple[Placed, ...]:
     told = json.loads(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
     return tuple(inspected(layer) for layer in told.get("Layers", ()))
 
 
-def inspected(layer: Any) -> Layer:
+def inspected(layer: Any) -> Placed:
     """A layer of the inspector's JSON: a name alone, or an object whose tensors say "Datatype" or "Format/Datatype"."""
     if isinstance(layer, str):
-        return Layer(layer, "", None)
+        return _layer(layer, "", "")
     tensors = [*layer.get("Inputs", ()), *layer.get("Outputs", ())]
     told = next((str(t.get("Datatype") or t.get("Format/Datatype", "")) for t in tensors), "")
-    return Layer(str(layer.get("Name", "")), str(layer.get("LayerType", "")), _precision(told) if told else None)
+    return _layer(str(layer.get("Name", "")), str(layer.get("LayerType", "")), told)
+
+
+def _layer(name: str, kind: str, told: str) -> Placed:
+    """A layer after fusion. `told` is the type of its first input, "" where it has none (signals, shapes)."""
+    converts = kind.lower() in _CONVERSIONS
+    return Placed(kind, WHERE, _precision(told) if told and not converts else None, converts=converts, names=(name,))
 
 
 def _precision(told: str) -> str:
@@ -535,7 +574,7 @@ def _strongly_typed(trt: Any) -> int:
 def _refusal(parser: Any, name: str) -> StageError:
     """The parser's errors as one: the operators that it lacks where that is what they say."""
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    lacking = [error for error in errors if str(error.code()).rpartition(".")[2].startswith("UNSUPPORTED_NODE")]
+    lacking = [error for error in errors if _is_lacking(error)]
     told = [f"{_place(error)}{first_line(error.desc())}" for error in errors]
     if lacking:
         named = dict.fromkeys(error.node_operator() for error in lacking)
@@ -544,13 +583,19 @@ def _refusal(parser: Any, name: str) -> StageError:
     return StageError(f"{name}: TensorRT's parser refuses the model: {'; '.join(told[:3]) or 'it does not say why'}")
 
 
+def _is_lacking(error: Any) -> bool:
+    """Whether TensorRT has no such operator. One of another domain than ONNX's it takes for a plugin's."""
+    unsupported = str(error.code()).rpartition(".")[2].startswith("UNSUPPORTED_NODE")
+    return unsupported or NO_PLUGIN in str(error.desc())
+
+
 def _place(error: Any) -> str:
     return f"node {error.node_name() or error.node()} ({error.node_operator()}): " if error.node() >= 0 else ""
 
 
 def _reason(error: Any) -> str:
     told = first_line(error.desc())
-    return "not supported" if told == "false" else told  # the text of the condition that failed
+    return "not supported" if told == "false" or NO_PLUGIN in told else told  # the text of the condition that failed
 
 
 def _configured(trt: Any, builder: Any, network: Any, settings: BuildSettings, log: Any) -> Any:

@@ -10,7 +10,7 @@ import typer
 from edgeopt.cli import Json, console, print_json
 
 app = typer.Typer(
-    help="List, explain or shrink what is kept of earlier runs.", no_args_is_help=True, rich_markup_mode=None
+    help="List, explain, verify or shrink what is kept of earlier runs.", no_args_is_help=True, rich_markup_mode=None
 )
 
 
@@ -52,6 +52,35 @@ def explain_recipe(
         for step in found:
             console().print(plain(explain.sentence(step)), markup=False, soft_wrap=True)
     return 0
+
+
+@app.command("verify")
+def verify(as_json: Json = False) -> int:
+    """Read every file of every stored step, and name what is damaged. Nothing is changed.
+
+    A run drops what it finds damaged, and builds it again. Exit codes: 0 all is sound, 4 something is damaged.
+
+    Example:  edgeopt cache verify
+    """
+    from dataclasses import asdict
+
+    from edgeopt.errors import CorruptArtifact
+    from edgeopt.store import Store, default_root
+    from edgeopt.text import plain
+    from edgeopt.units import format_size
+
+    store = Store(default_root())
+    sound, damaged = store.verify()
+    size = sum(entry.size_bytes for entry in sound)
+    if as_json:
+        told = [asdict(one) for one in damaged]
+        print_json({"schema": 1, "root": str(store.root), "sound": len(sound), "size_bytes": size, "damaged": told})
+    else:
+        for one in damaged:
+            console().print(plain(f"{one.key[:12]} {one.step or '?'}: {one.what}"), markup=False, soft_wrap=True)
+        found = f"{len(damaged)} damaged" if damaged else "none is damaged"
+        console().print(f"{len(sound)} entries are sound ({format_size(size)}), {found}.")
+    return CorruptArtifact.exit_code if damaged else 0
 
 
 @app.command("gc")

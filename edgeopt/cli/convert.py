@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgeopt.cli import Json, console, print_json
+from edgeopt.cli import Json, Target, Verbose, complete_levels, console, print_json
 
 
 def convert(
@@ -17,10 +17,12 @@ def convert(
     level: Annotated[
         str | None,
         typer.Option(
-            help="For a model: none, compilation, quantization, pruning, distillation or full.", show_default="full"
+            help="For a model: none, compilation, quantization, pruning, distillation or full.",
+            show_default="full",
+            autocompletion=complete_levels,
         ),
     ] = None,
-    target: Annotated[str | None, typer.Option(help="A target's name or .yaml file.", show_default="host")] = None,
+    target: Target = None,
     data: Annotated[str | None, typer.Option(help="For a model: samples (.npz, .npy or file.py:function).")] = None,
     weights: Annotated[str | None, typer.Option(help="For a torch factory: .safetensors or a checkpoint.")] = None,
     budget: Annotated[list[str] | None, typer.Option(help='A limit such as "latency p95=5 ms"; repeatable.')] = None,
@@ -37,6 +39,7 @@ def convert(
         typer.Option(metavar="RUN.JSON", help="Do that run again, built anew, and compare the digest of every step."),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> int:
     """Build every candidate, measure each on its target, choose the best inside the budgets.
@@ -66,7 +69,9 @@ def convert(
             raise InputError("--reproduce takes all from the run.json: only --output, --quiet and --json go with it")
         return _reproduce(reproduce, output, quiet=quiet, as_json=as_json)
     if what is None:
-        raise InputError("missing argument 'RECIPE|MODEL'", remedy="edgeopt convert -h tells what may be written here.")
+        raise InputError(
+            "missing argument 'RECIPE|MODEL'", remedy="edgeopt convert -h explains what it takes, with examples."
+        )
     recipe = request.read_recipe(
         what, level=level, target=target, data=data, weights=weights, budget=budget or (), time=time, base=Path.cwd()
     )
@@ -77,7 +82,8 @@ def convert(
         else:
             dryrun.print_plan(found, console())
         return 0
-    document = run.convert(recipe, output=output, remeasure=remeasure, display=display(quiet=quiet or as_json))
+    shown = display(quiet=quiet or (as_json and not verbose), verbose=verbose)
+    document = run.convert(recipe, output=output, remeasure=remeasure, display=shown)
     if as_json:
         print_json(document)
     elif not quiet:

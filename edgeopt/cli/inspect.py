@@ -1,4 +1,4 @@
-"""edgeopt inspect: what a model is, without running it."""
+"""edgeopt inspect: what a model is, and where a runtime would run it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ def inspect(
 ) -> int:
     """Print a model's signature, parameters, multiply-accumulates, operators, precision, size and provenance.
 
+    Of a model that a runtime takes as it is, also which operator runs where, and in what precision.
+
     Example:  edgeopt inspect sample_models/fashion_mnist/model.onnx
     """
     from edgeopt import inspection
 
-    found = inspection.inspect(model, weights=weights, data=data, base=Path.cwd())
+    found = inspection.inspect(model, weights=weights, data=data, base=Path.cwd(), placement=True)
     if as_json:
         print_json(found)
     else:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgeopt.cli import Json, console, print_json
+from edgeopt.cli import Json, complete_recipes, console, print_json
 
 app = typer.Typer(help="List, show or check recipes and levels.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -39,7 +39,10 @@ def list_recipes(as_json: Json = False) -> int:
 
 
 @app.command("show")
-def show_recipe(name: Annotated[str, typer.Argument(help="A recipe's or level's name.")], as_json: Json = False) -> int:
+def show_recipe(
+    name: Annotated[str, typer.Argument(help="A recipe's or level's name.", autocompletion=complete_recipes)],
+    as_json: Json = False,
+) -> int:
     """Print a shipped recipe or level.
 
     Example:  edgeopt recipes show fashion-mnist

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgeopt.cli import Json, console, print_json
+from edgeopt.cli import Json, Target, console, print_json
 
 
 def sensitivity(
@@ -15,7 +15,7 @@ def sensitivity(
     data: Annotated[str | None, typer.Option(help="For a model: samples (.npz, .npy or file.py:function).")] = None,
     weights: Annotated[str | None, typer.Option(help="For a torch factory: .safetensors or a checkpoint.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many of the calibration samples to rank on.")] = 50,
-    target: Annotated[str | None, typer.Option(help="A target's name or .yaml file.", show_default="host")] = None,
+    target: Target = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A plot: .svg or .html.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
     as_json: Json = False,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgeopt.cli import Json, console, print_json
+from edgeopt.cli import Json, complete_targets, console, print_json
 from edgeopt.errors import InputError
 
 app = typer.Typer(help="List or show the shipped targets.", no_args_is_help=True, rich_markup_mode=None)
@@ -26,7 +26,7 @@ def targets(
     if context.invoked_subcommand is not None:
         return 0
     if not matrix:
-        raise InputError("targets needs a command or --matrix", remedy="edgeopt targets -h tells what may be written.")
+        raise InputError("targets needs a command or --matrix", remedy="edgeopt targets -h explains what it takes.")
     from edgeopt.matrix import matrix as made
     from edgeopt.matrix import print_matrix, print_missing
 
@@ -62,7 +62,8 @@ def list_targets(as_json: Json = False) -> int:
 
 @app.command("show")
 def show_target(
-    name: Annotated[str, typer.Argument(help="A target's name or .yaml file.")], as_json: Json = False
+    name: Annotated[str, typer.Argument(help="A target's name or .yaml file.", autocompletion=complete_targets)],
+    as_json: Json = False,
 ) -> int:
     """Print a target's specification.
 

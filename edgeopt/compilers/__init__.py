@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
+from pydantic import ValidationError
+
 from edgeopt.errors import InputError
 from edgeopt.stages import Options, Produced, StageJob
+from edgeopt.target import Target
 
 COMPILERS: dict[str, str] = {
     "onnxruntime": "edgeopt.compilers.onnxruntime",
@@ -22,9 +26,11 @@ COMPILERS: dict[str, str] = {
     "edgetpu": "edgeopt.compilers.edgetpu",
     "tensorrt": "edgeopt.compilers.tensorrt",
     "torch": "edgeopt.compilers.torch",
+    "ncnn": "edgeopt.compilers.ncnn",
 }
 
 GROUP = "edgeopt.compilers"
+_SHAPE = re.compile(r"(?P<name>[^,\s]+):(?P<sizes>\d+(x\d+)*)")
 
 
 class Compiler(Protocol):
@@ -68,3 +74,32 @@ def find(name: str) -> Compiler:
                 return cast(Compiler, entry.load())
         raise InputError(f"there is no compiler {name!r}", remedy=f"Compilers: {', '.join(names())}.")
     return cast(Compiler, importlib.import_module(module))
+
+
+def options_on(target: Target, choice: str, options: Options) -> Options:
+    """Options of a compile step, where they leave something open as the target says it in `runtimes`.
+
+    Raises InputError where the two do not go together.
+    """
+    told = target.runtimes.get(choice)
+    try:
+        return type(options).model_validate({**told, **options.model_dump(exclude_unset=True)}) if told else options
+    except ValidationError as error:
+        why = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise InputError(f"{choice} on {target.name}: {why}") from None
+
+
+def listed(text: str) -> list[str]:
+    """ "sm86, sm89" as ["sm86", "sm89"]."""
+    return [part for part in re.split(r"[,\s]+", text) if part]
+
+
+def read_shapes(text: str) -> dict[str, tuple[int, ...]]:
+    """ "tokens:1x16,mask:1x16" as {"tokens": (1, 16), "mask": (1, 16)}. Raises ValueError."""
+    found = {}
+    for part in listed(text):
+        match = _SHAPE.fullmatch(part)
+        if match is None:
+            raise ValueError(f"{part!r} is no shape: write it like tokens:1x16")
+        found[match["name"]] = tuple(int(size) for size in match["sizes"].split("x"))
+    return found

@@ -8,7 +8,7 @@ artifact. What it would probably decide is told by `edgeopt inspect` (`edgeopt.e
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -21,22 +21,27 @@ from edgeopt.edgetpu import compiled, program
 from edgeopt.errors import StageError
 from edgeopt.formats import ModelRef
 from edgeopt.formats import tflite as reader
+from edgeopt.placement import CPU, Placed
 from edgeopt.quantization import litert
 from edgeopt.stages import Options, Produced, StageJob
 
-VERSION = 1
+VERSION = 2
 MAIN = "model_edgetpu.tflite"
 PROGRAMS = (program.PROGRAM,)
 
 
 class CompileOptions(Options):
-    """`io` is the type of inputs and outputs. `device` is how the chip is attached. `least_runtime` is the oldest
-    version of the Edge TPU runtime to work with, None for the compiler's choice. `time_limit` is in seconds."""
+    """A .tflite file whose integers run on a Coral Edge TPU."""
 
-    io: Literal["int8", "uint8"] = "int8"
-    device: Literal["usb", "pci"] = "usb"
-    least_runtime: int | None = Field(default=None, ge=10)
-    time_limit: int = Field(default=600, ge=1)
+    io: Literal["int8", "uint8"] = Field(default="int8", description="The type of inputs and outputs.")
+    device: Literal["usb", "pci"] = Field(default="usb", description="How the chip is attached.")
+    least_runtime: int | None = Field(
+        default=None,
+        ge=10,
+        description="The oldest version of the Edge TPU runtime to work with; the compiler's choice where left out.",
+        examples=[13],
+    )
+    time_limit: int = Field(default=600, ge=1, description="Seconds after which edgetpu_compiler is stopped.")
 
 
 def tools(options: CompileOptions) -> Sequence[str]:
@@ -56,9 +61,9 @@ def objection(options: CompileOptions, precision: str) -> str | None:
 def compile(job: StageJob) -> Produced:
     """The file `model_edgetpu.tflite`.
 
-    `details` are those of `edgeopt.compilers.tflite.build`, and "cpu_operators" (how many operators the chip does not
-    run), "placement" (those by type) and "edgetpu" (what the compiler told). Raises MissingDependency without the
-    compiler, StageError with its words where it fails.
+    `details` are those of `edgeopt.compilers.tflite.build`, and "placement" (which operators are on the chip) and
+    "edgetpu" (what the compiler told). Raises MissingDependency without the compiler, StageError with its words where
+    it fails.
     """
     program.find()  # before the work, not after
     with tempfile.TemporaryDirectory() as scratch:
@@ -85,12 +90,16 @@ def compile(job: StageJob) -> Produced:
         runtime={"device": job.options.device},
         details={
             **made.details,
-            "cpu_operators": found.on_cpu,
-            "placement": {"Edge TPU": _mapped(log), "CPU": dict(found.cpu_operators)},
+            "placement": [placed.to_json() for placed in _placement(found, log)],
             "edgetpu": log.to_json(),
         },
     )
 
 
-def _mapped(log: program.Log) -> dict[str, int]:
-    return {placed.operator: placed.count for placed in log.placed if placed.status == program.MAPPED}
+def _placement(found: compiled.Compiled, log: program.Log) -> Iterator[Placed]:
+    """What the compiler tells of the chip, and what the compiled file holds besides, with the compiler's reasons."""
+    chip, *on_cpu = found.placed()
+    yield from [placed for placed in log.placed if placed.where != CPU] or [chip]
+    reasons = {placed.operator: placed.reason for placed in log.placed}
+    for placed in on_cpu:
+        yield replace(placed, reason=reasons.get(placed.operator))

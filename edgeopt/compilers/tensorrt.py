@@ -11,7 +11,6 @@ from __future__ import annotations
 import platform
 import re
 import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,38 +19,44 @@ from pydantic import Field, field_validator, model_validator
 
 from edgeopt import lowering, units
 from edgeopt.backends import tensorrt as backend
+from edgeopt.compilers import listed, read_shapes
 from edgeopt.errors import NoAccelerator
+from edgeopt.placement import grouped
 from edgeopt.stages import Options, Produced, StageJob
 from edgeopt.target import Target
 
-VERSION = 1
+VERSION = 2
 SOURCE = "model.onnx"
 ENGINE = "model.plan"
-_SHAPE = re.compile(r"(?P<name>[^,\s]+):(?P<sizes>\d+(x\d+)*)")
 
 
 class CompileOptions(Options):
-    """`precision`: "auto" keeps the parent's; "fp16" computes in it, inputs and outputs stay float32.
+    """An engine for NVIDIA's GPUs.
 
-    `tf32` lets fp32 layers use TF32. A free batch is 1 to `max_batch`, fastest at `opt_batch`. Inputs with other free
-    dimensions need `min_shapes`, `opt_shapes` and `max_shapes`, written as trtexec takes them: "tokens:1x16,mask:1x16".
-    `workspace` limits the scratch memory of layers, "256 MiB". `optimization_level` is 0 to 5. `version_compatible`:
-    the engine runs with later versions of TensorRT. `hardware_compatible`: on other GPUs too ("ampere+", or of the
-    "same" compute capability). `capabilities`: the GPUs that TensorRT-RTX builds for, "sm86, sm89"; all by default.
+    Inputs with free dimensions beside the batch need min_shapes, opt_shapes and max_shapes, written as trtexec takes
+    them.
     """
 
-    precision: Literal["auto", "fp16"] = "auto"
-    tf32: bool = False
-    opt_batch: int = Field(1, ge=1)
-    max_batch: int = Field(16, ge=1)
-    min_shapes: str = ""
-    opt_shapes: str = ""
-    max_shapes: str = ""
-    workspace: str | None = None
-    optimization_level: int | None = Field(None, ge=0, le=5)
-    version_compatible: bool = False
-    hardware_compatible: Literal["no", "ampere+", "same"] = "no"
-    capabilities: str = ""
+    precision: Literal["auto", "fp16"] = Field(
+        "auto", description="auto keeps that of the model; fp16 computes in it, inputs and outputs stay float32."
+    )
+    tf32: bool = Field(False, description="Let fp32 layers use TF32.")
+    opt_batch: int = Field(1, ge=1, description="The size that a free batch is fastest at.")
+    max_batch: int = Field(16, ge=1, description="The largest size of a free batch; the smallest is 1.")
+    min_shapes: str = Field("", description="The smallest shapes.", examples=["tokens:1x16,mask:1x16"])
+    opt_shapes: str = Field("", description="The shapes to be fastest at.", examples=["tokens:1x128,mask:1x128"])
+    max_shapes: str = Field("", description="The largest shapes.", examples=["tokens:1x512,mask:1x512"])
+    workspace: str | None = Field(None, description="The most scratch memory of a layer.", examples=["256 MiB"])
+    optimization_level: int | None = Field(
+        None, ge=0, le=5, description="How hard to search, TensorRT's own choice where left out.", examples=[5]
+    )
+    version_compatible: bool = Field(False, description="The engine runs with later versions of TensorRT too.")
+    hardware_compatible: Literal["no", "ampere+", "same"] = Field(
+        "no", description="It runs on other GPUs too: from Ampere on, or of the same compute capability."
+    )
+    capabilities: str = Field(
+        "", description="The GPUs that TensorRT-RTX builds for, all where left out.", examples=["sm86, sm89"]
+    )
 
     @field_validator("min_shapes", "opt_shapes", "max_shapes")
     @classmethod
@@ -69,7 +74,7 @@ class CompileOptions(Options):
     @field_validator("capabilities")
     @classmethod
     def _named(cls, value: str) -> str:
-        for name in _listed(value):
+        for name in listed(value):
             if not re.fullmatch(r"sm\d{2,3}", name):
                 raise ValueError(f"{name!r} is no compute capability: write it like sm86")
         return value
@@ -94,19 +99,8 @@ class CompileOptions(Options):
             level=self.optimization_level,
             version_compatible=self.version_compatible,
             hardware=None if self.hardware_compatible == "no" else self.hardware_compatible,
-            capabilities=tuple(_listed(self.capabilities)),
+            capabilities=tuple(listed(self.capabilities)),
         )
-
-
-def read_shapes(text: str) -> dict[str, tuple[int, ...]]:
-    """ "tokens:1x16,mask:1x16" as {"tokens": (1, 16), "mask": (1, 16)}. Raises ValueError."""
-    found = {}
-    for part in _listed(text):
-        match = _SHAPE.fullmatch(part)
-        if match is None:
-            raise ValueError(f"{part!r} is no shape: write it like tokens:1x16")
-        found[match["name"]] = tuple(int(size) for size in match["sizes"].split("x"))
-    return found
 
 
 def tools(options: CompileOptions) -> Sequence[str]:
@@ -181,13 +175,7 @@ def _timing_cache() -> Path | None:
 
 
 def _details(engine: backend.Engine) -> Mapping[str, Any]:
-    counted = Counter(f"{layer.kind} ({layer.precision})" if layer.precision else layer.kind for layer in engine.layers)
     return {
-        "operators": dict(sorted(counted.items())),
-        "layers": [layer.to_json() for layer in engine.layers],
+        "placement": [layer.to_json() for layer in grouped(engine.layers)],
         **({"notes": list(engine.notes)} if engine.notes else {}),
     }
-
-
-def _listed(text: str) -> list[str]:
-    return [part for part in re.split(r"[,\s]+", text) if part]

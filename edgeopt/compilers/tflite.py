@@ -22,6 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
 from edgeopt.artifact import TensorSpec
 from edgeopt.backends import tflite as runtime
 from edgeopt.environment import environment
@@ -46,12 +48,18 @@ BOUNDARY = ("QUANTIZE", "DEQUANTIZE")  # what stands between float32 inputs and 
 
 
 class CompileOptions(Options):
-    """`auto` keeps what the parent computes in. `fp16` stores the weights of convolutions and products as float16 and
-    computes in float32: half the size, and the same speed. `io` is the type of the inputs and outputs of an int8 model
-    that are float32 in the source: integers for devices and programs without float arithmetic."""
+    """A .tflite file for LiteRT, images channels last."""
 
-    precision: Literal["auto", "fp32", "fp16"] = "auto"
-    io: Literal["float32", "int8", "uint8"] = "float32"
+    precision: Literal["auto", "fp32", "fp16"] = Field(
+        default="auto",
+        description="auto keeps that of the model; fp16 stores weights as float16 and computes in float32: half the "
+        "size, the same speed.",
+    )
+    io: Literal["float32", "int8", "uint8"] = Field(
+        default="float32",
+        description="The type of an int8 model's inputs and outputs: integers for devices without float arithmetic.",
+    )
+    xnnpack: bool = Field(default=True, description="Run it with XNNPACK, else with LiteRT's own kernels.")
 
 
 def tools(options: CompileOptions) -> Sequence[str]:
@@ -84,7 +92,8 @@ def _quiet() -> Iterator[None]:
 
 def compile(job: StageJob) -> Produced:
     """The file `model.tflite`: see `build`."""
-    return build(job, job.options.precision, litert.Integers(job.options.io))
+    made = build(job, job.options.precision, litert.Integers(job.options.io))
+    return made if job.options.xnnpack else replace(made, runtime={"xnnpack": False})
 
 
 @_quiet()

@@ -11,13 +11,16 @@ It knows nothing of quantization: torch has no fast kernels for Q/DQ.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
 from edgeopt.artifact import TensorSpec, sha256_of_file
 from edgeopt.backends import torch as backend
+from edgeopt.compilers import checking
 from edgeopt.environment import environment
 from edgeopt.errors import MissingDependency, StageError
 from edgeopt.formats import exporting
@@ -32,18 +35,17 @@ if TYPE_CHECKING:
 VERSION = 1
 PROGRAM = "model.pt2"
 PACKAGE = "package.pt2"
-TOLERANCE = 1e-3  # of the largest magnitude of an output: other kernels round otherwise
 SAMPLES = 2
 
 
 class CompileOptions(Options):
-    """`mode`: "eager" runs operator by operator; "aot" compiles the program by AOTInductor, with a C++ compiler.
+    """A program of torch."""
 
-    `device`: "cuda" computes on the GPU, which must be there.
-    """
-
-    mode: Literal["eager", "aot"] = "eager"
-    device: Literal["cpu", "cuda"] = "cpu"
+    mode: Literal["eager", "aot"] = Field(
+        default="eager",
+        description="eager runs operator by operator; aot compiles the program by AOTInductor, with a C++ compiler.",
+    )
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="cuda computes on the GPU, which must be there.")
 
 
 def tools(options: CompileOptions) -> Sequence[str]:
@@ -85,7 +87,9 @@ def compile(job: StageJob) -> Produced:
         "outputs": [spec.to_json() for spec in job.parent.outputs],
     }
     job.progress(0.9, "comparing with the ONNX model")
-    difference = _check(job, main, runtime, inputs)
+    free = bool(inputs) and bool(inputs[0].shape) and not isinstance(inputs[0].shape[0], int)
+    source, session = job.parent_folder / job.parent.main, backend.load(main, runtime, job.threads or 1)
+    difference = checking.difference(source, session, "torch", inputs, SAMPLES if free else 1)
     return Produced(
         format=backend.FORMAT,
         main=main.name,
@@ -112,7 +116,7 @@ def _program(job: StageJob) -> tuple[Any, tuple[TensorSpec, ...]]:
             return program, job.parent.inputs
     inputs = tuple(_with_batch_of_one(spec) for spec in job.parent.inputs)
     module = import_onnx(job.parent_folder / job.parent.main, batch=1)
-    args = tuple(torch.from_numpy(value) for value in _examples(inputs, 1).values())
+    args = tuple(torch.from_numpy(value) for value in checking.examples(inputs, 1).values())
     try:
         with exporting.quiet():
             program = torch.export.export(module, args)
@@ -140,42 +144,6 @@ def _compile_ahead(program: Any, main: Path) -> None:
                 torch._inductor.aoti_compile_and_package(program, package_path=str(main))
         except Exception as error:  # a compiler of any model: it may raise anything
             raise StageError(f"AOTInductor cannot compile the model: {named_line(error)}") from error
-
-
-def _check(job: StageJob, main: Path, runtime: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> float:
-    """The largest difference from the ONNX as a fraction of the largest magnitude. StageError above the tolerance."""
-    import numpy as np
-
-    from edgeopt.backends import onnxruntime
-
-    free = bool(inputs) and bool(inputs[0].shape) and not isinstance(inputs[0].shape[0], int)
-    feeds = _examples(inputs, SAMPLES if free else 1)
-    expected = onnxruntime.load(job.parent_folder / job.parent.main, {}, 1).run(feeds)
-    found = backend.load(main, runtime, job.threads or 1).run(feeds)
-    worst = 0.0
-    for name, wanted in expected.items():
-        if found[name].shape != wanted.shape:
-            raise StageError(f"output {name} is {list(found[name].shape)} in torch, {list(wanted.shape)} in ONNX")
-        if not wanted.size:
-            continue
-        gap = np.abs(found[name].astype(np.float64) - wanted.astype(np.float64)).max()
-        worst = max(worst, float(gap) / (float(np.abs(wanted).max()) or 1.0))
-    if not worst <= TOLERANCE:
-        raise StageError(f"torch's outputs differ from those of the ONNX model by {worst:.1e} of their magnitude")
-    return worst
-
-
-def _examples(inputs: Sequence[TensorSpec], batch: int) -> dict[str, Array]:
-    """Feeds of the inputs' shapes: noise for floats, zeros for all else, which every model takes."""
-    import numpy as np
-
-    noise = np.random.default_rng(0)
-    found: dict[str, Array] = {}
-    for spec in inputs:
-        shape = tuple(size if isinstance(size, int) else batch for size in spec.shape)
-        floating = np.dtype(spec.dtype).kind == "f"
-        found[spec.name] = (noise.standard_normal(shape) if floating else np.zeros(shape)).astype(spec.dtype)
-    return found
 
 
 def _with_batch_of_one(spec: TensorSpec) -> TensorSpec:

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgeopt.bench.session import Candidate, OnEvent, SessionOptions, SessionResult
+from edgeopt.conditions import Machine
 from edgeopt.errors import InputError, TargetUnreachable
 from edgeopt.kit.measure import Request, Tell
-from edgeopt.measurement import Machine
+from edgeopt.measuring.session import Candidate, OnEvent, SessionOptions, SessionResult
 from edgeopt.target import Target
 
 Call = Callable[[str, Mapping[str, Any]], dict[str, Any]]
@@ -40,7 +40,7 @@ class Device(Protocol):
         ...
 
     def quality(self, args: Mapping[str, Any], call: Call) -> dict[str, Any]:
-        """The job `edgeopt.bench.quality:run` there. `call(function, args)` runs a job in a worker of the host."""
+        """The job `edgeopt.measuring.quality:run` there. `call(function, args)` runs a job in a worker of the host."""
         ...
 
     def session(
@@ -51,7 +51,11 @@ class Device(Protocol):
         on_event: OnEvent,
         stopping: Callable[[], bool],
     ) -> SessionResult:
-        """The measurement of `edgeopt.bench.session` there."""
+        """The measurement of `edgeopt.measuring.session` there."""
+        ...
+
+    def alone(self, function: str, args: Mapping[str, Any], call: Call) -> dict[str, Any]:
+        """A job of `edgeopt.measuring.alone` there, beside which nothing is measured. `call` is as for `quality`."""
         ...
 
     def bench(self, request: Request, tell: Tell) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt import backends
-from edgeopt.bench import machine, session
+from edgeopt.conditions import Machine
 from edgeopt.devices import Call
 from edgeopt.isa import instruction_sets
 from edgeopt.kit import measure
-from edgeopt.measurement import Machine
+from edgeopt.measuring import machine, session
 
 
 class LocalDevice:
@@ -30,7 +30,7 @@ class LocalDevice:
         return backends.version(backends.find(backend).DISTRIBUTION)
 
     def quality(self, args: Mapping[str, Any], call: Call) -> dict[str, Any]:
-        return call("edgeopt.bench.quality:run", args)
+        return call("edgeopt.measuring.quality:run", args)
 
     def session(
         self,
@@ -43,6 +43,9 @@ class LocalDevice:
         return session.run_session(
             candidates, options, logs, on_event, machine=self.machine(), observe=machine.state, stopping=stopping
         )
+
+    def alone(self, function: str, args: Mapping[str, Any], call: Call) -> dict[str, Any]:
+        return call(function, args)
 
     def bench(self, request: measure.Request, tell: measure.Tell) -> dict[str, Any]:
         return measure.bench(request, tell)

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import re
 import select
 import shlex
@@ -60,6 +61,7 @@ OPTIONS = {
     "LogLevel": "ERROR",
 }
 READY = b"edgeopt is connected\n"
+FOLDER = "edgeopt-ssh-"  # and the number of the process, and some letters: where its socket is
 # Runs in any Python, to be told that it is too old, and reads the kit from its input where it is not there yet.
 BOOTSTRAP = """\
 import json, sys
@@ -110,6 +112,11 @@ class Connection:
     address: Address
     socket: str
     kit: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """For temporary files: gone with the connection, or by the next one where its process was killed."""
+        return Path(self.socket).parent
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -230,7 +237,9 @@ class Master:
         _check_file(address.known_hosts, "known_hosts")
         self.address = address
         # sun_path holds 108 bytes, and the client adds 17 while it makes the socket
-        folder = tempfile.mkdtemp(prefix="edgeopt-", dir="/tmp" if len(tempfile.gettempdir()) > 60 else None)
+        place = "/tmp" if len(tempfile.gettempdir()) > 50 else tempfile.gettempdir()
+        _sweep(Path(place))
+        folder = tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=place)
         self.connection = Connection(address, str(Path(folder) / "c"))
         errors = open(Path(folder) / "errors", "w+b")  # noqa: SIM115
         command = [*_client(address, self.connection.socket, "ControlMaster=yes"), "--", address.host, "exec cat"]
@@ -276,10 +285,9 @@ class Master:
 
     def _bootstrap(self) -> str:
         """Find Python there, and bring the kit. Returns its path."""
-        with tempfile.TemporaryDirectory(prefix="edgeopt-kit-") as folder:
-            path = Path(folder) / "kit.pyz"
-            device_kit.write(path)
-            kit = path.read_bytes()
+        path = self.connection.folder / "kit.pyz"
+        device_kit.write(path)
+        kit = path.read_bytes()
         sha256 = hashlib.sha256(kit).hexdigest()
         told = self._python(sha256, b"")
         if tuple(told["python"][:2]) < OLDEST_PYTHON:
@@ -398,8 +406,8 @@ def _client(address: Address, socket: str, *more: str) -> list[str]:
 
 def _quoted(path: str) -> str:
     """A path in ssh_config(5): quotes hold it together, tokens are escaped."""
-    if '"' in path or "\n" in path:
-        raise InputError(f"{path!r}: ssh takes no path with a quotation mark", remedy="Rename it.")
+    if '"' in path or "\n" in path or "${" in path:  # ssh would put a variable of the environment there
+        raise InputError(f"{path!r}: ssh takes no path with a quotation mark or ${{", remedy="Rename it.")
     return '"' + path.replace("%", "%%") + '"'
 
 
@@ -426,6 +434,18 @@ def _shut(pipe: IO[bytes] | None) -> None:
     if pipe is not None:
         with contextlib.suppress(OSError):
             pipe.close()
+
+
+def _sweep(place: Path) -> None:
+    """Remove the folders of this user's processes that were killed."""
+    import psutil
+
+    for folder in place.glob(f"{FOLDER}*-*"):
+        pid = folder.name.removeprefix(FOLDER).partition("-")[0]
+        with contextlib.suppress(OSError):
+            mine = folder.lstat().st_uid == os.getuid() and not folder.is_symlink()
+            if mine and pid.isdecimal() and not psutil.pid_exists(int(pid)):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _close(process: subprocess.Popen[bytes], errors: IO[bytes], folder: str) -> None:

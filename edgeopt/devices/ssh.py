@@ -23,12 +23,12 @@ from typing import Any, TextIO
 
 from edgeopt import backends
 from edgeopt.artifact import sha256_of_file
-from edgeopt.bench import session
+from edgeopt.conditions import Machine
 from edgeopt.devices import Call
 from edgeopt.devices.openssh import Connection, Master, address_of
 from edgeopt.errors import EdgeoptError, InputError, Interrupted, MissingDependency, TargetUnreachable
 from edgeopt.kit import measure, remote, subjects
-from edgeopt.measurement import Machine
+from edgeopt.measuring import session
 from edgeopt.target import Target
 from edgeopt.units import format_size
 from edgeopt.worker import Channel
@@ -124,11 +124,19 @@ class SshDevice:
             "options": {name: value for name, value in asdict(options).items() if name != "samples"},
         }
         found = connection.call("edgeopt.kit.remote:run_session", args, log=log, progress=progressed)
-        with tempfile.TemporaryDirectory(prefix="edgeopt-session-") as folder:
+        with tempfile.TemporaryDirectory(dir=connection.folder) as folder:
             connection.get(found["results"], Path(folder))
             for path in (Path(folder) / "log").glob("*.log"):
                 (logs / path.name).write_bytes(path.read_bytes())
             return remote.read_session(json.loads((Path(folder) / remote.RESULT).read_text()), logs)
+
+    def alone(self, function: str, args: Mapping[str, Any], call: Call) -> dict[str, Any]:
+        connection = self._connected()
+        job = {"connection": connection.to_json(), "sent": sorted(self._sent), "function": function, "job": dict(args)}
+        found = call("edgeopt.devices.ssh:run_alone", job)
+        self._sent.update(found["sent"])
+        result: dict[str, Any] = found["result"]
+        return result
 
     def bench(self, request: measure.Request, tell: measure.Tell) -> dict[str, Any]:
         """`edgeopt.kit.measure.bench` there, the names of what is measured as they were given here.
@@ -155,9 +163,11 @@ class SshDevice:
             "threads": request.threads,
             "rounds": request.rounds,
             "quick": request.quick,
+            "batches": list(request.batches),
+            "sustained_ns": request.sustained_ns,
         }
         connection = self._connected()
-        with _log() as log, tempfile.TemporaryDirectory(prefix="edgeopt-bench-") as folder:
+        with _log(connection) as log, tempfile.TemporaryDirectory(dir=connection.folder) as folder:
             try:
                 send(connection, [files], self._sent, log, lambda fraction, text: tell(text, fraction))
                 done = connection.call(
@@ -188,7 +198,7 @@ class SshDevice:
 
     def _examine(self, wanted: Iterable[str]) -> dict[str, Any]:
         connection = self._connected()
-        with _log() as log:
+        with _log(connection) as log:
             found = connection.call("edgeopt.kit.remote:examine", {"backends": list(wanted)}, log=log)
         if not self._found:
             self._turns = threading.Semaphore(min(AT_ONCE, found["machine"]["cores"]))
@@ -200,15 +210,15 @@ class SshDevice:
 def run_quality(args: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """The host's end of a job of quality, a worker: send, run `edgeopt.kit.remote:quality`, fetch.
 
-    `job` is what `edgeopt.bench.quality:run` takes, `sent` what is known to be there. Returns what that returns, and
-    `sent`: what is there now.
+    `job` is what `edgeopt.measuring.quality:run` takes, `sent` what is known to be there. Returns what that returns,
+    and `sent`: what is there now.
     """
     connection, job = Connection.from_json(args["connection"]), dict(args["job"])
     main, out = Path(job.pop("main")), Path(job.pop("out"))
     model, samples = _tree(main.parent), _tree(Path(job.pop("samples")))
     given = job.pop("reference")
     reference = _tree(Path(given)) if given else None
-    with _log(sys.stderr) as log:
+    with _log(connection, sys.stderr) as log:
         sent = send(connection, [model, samples, reference or {}], set(args["sent"]), log, channel.progress)
         told = {
             "job": {**job, "main": main.name},
@@ -220,6 +230,23 @@ def run_quality(args: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     channel.progress(None, "fetching outputs")
     connection.get(found["results"], out)
     return {**found["result"], "sent": sorted(sent)}
+
+
+def run_alone(args: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """The host's end of a job of `edgeopt.measuring.alone`, a worker: send, run there. Returns `result` and `sent`."""
+    connection, job = Connection.from_json(args["connection"]), dict(args["job"])
+    main = Path(job.pop("main"))
+    model, samples = _tree(main.parent), _tree(Path(job.pop("samples")))
+    with _log(connection, sys.stderr) as log:
+        sent = send(connection, [model, samples], set(args["sent"]), log, channel.progress)
+        told = {
+            "function": args["function"],
+            "job": {**job, "main": main.name},
+            "model": _digests(model),
+            "samples": _digests(samples),
+        }
+        found = connection.call("edgeopt.kit.remote:alone", told, log=log, progress=channel.progress)
+    return {"result": found, "sent": sorted(sent)}
 
 
 def send(
@@ -248,9 +275,9 @@ def send(
 
 
 @contextlib.contextmanager
-def _log(stream: TextIO | None = None) -> Iterator[Path]:
+def _log(connection: Connection, stream: TextIO | None = None) -> Iterator[Path]:
     """A file for what is printed on the device; `stream` is given it where that ends with an error."""
-    with tempfile.TemporaryDirectory(prefix="edgeopt-ssh-") as folder:
+    with tempfile.TemporaryDirectory(dir=connection.folder) as folder:
         log = Path(folder) / "log"
         try:
             yield log

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeopt.placement import CPU, Placed
+
 CUSTOM = "edgetpu-custom-op"
+CHIP = "Edge TPU"
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Compiled:
     @property
     def on_cpu(self) -> int:
         return sum(self.cpu_operators.values())
+
+    def placed(self) -> tuple[Placed, ...]:
+        """Where operators run. What is in one of the chip's cannot be told."""
+        on_cpu = (Placed(name, CPU, count=count) for name, count in self.cpu_operators.items())
+        return (Placed(CUSTOM, CHIP, "int8", count=self.partitions), *on_cpu)
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeopt.edgetpu.compiled import CHIP
 from edgeopt.errors import MissingDependency, StageError
+from edgeopt.placement import CPU, Placed
 
 PROGRAM = "edgetpu_compiler"
 INSTALL = "apt install edgetpu-compiler, from the Debian repository that coral.ai/docs/edgetpu/compiler names"
@@ -25,17 +27,8 @@ _SIZES = {
     "off_chip_bytes": "Off-chip memory used for streaming uncached model parameters",
 }
 _COUNTS = {"subgraphs": "Number of Edge TPU subgraphs", "operators": "Total number of operations"}
-_ROW = re.compile(r"^([A-Za-z][\w.-]*)\s+(\d+)\s+(\S.*?)\s*$", re.MULTILINE)
+_ROW = re.compile(r"^([A-Za-z][\w.-]{0,99})[ \t]+(\d{1,9})[ \t]+(\S.*?)[ \t\r]*$", re.MULTILINE)
 _FAILURE = re.compile(r"error|invalid|fail|abort|not quantized|unsupported", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Placed:
-    """So many operators of a type, and what the compiler says became of them: MAPPED, or why not."""
-
-    operator: str
-    count: int
-    status: str
 
 
 @dataclass(frozen=True)
@@ -61,11 +54,9 @@ class Log:
             "off_chip_bytes": self.off_chip_bytes,
             "subgraphs": self.subgraphs,
             "operators": self.operators,
-            "mapped": [{"operator": p.operator, "count": p.count} for p in self.placed if p.status == MAPPED],
+            "mapped": [{"operator": p.operator, "count": p.count} for p in self.placed if p.where != CPU],
             "kept_on_cpu": [
-                {"operator": p.operator, "count": p.count, "reason": p.status}
-                for p in self.placed
-                if p.status != MAPPED
+                {"operator": p.operator, "count": p.count, "reason": p.reason} for p in self.placed if p.where == CPU
             ],
         }
 
@@ -106,17 +97,24 @@ def compile(model: Path, out: Path, *, least_runtime: int | None, seconds: float
 def parse(text: str) -> Log:
     """What the compiler printed, with `-s`."""
     sizes = {name: _size(text, label) for name, label in _SIZES.items()}
-    counts = {name: _number(text, rf"{label}: (\d+)") for name, label in _COUNTS.items()}
+    counts = {name: _number(text, rf"{label}: (\d{{1,18}})\b") for name, label in _COUNTS.items()}
     version = re.search(r"Edge TPU Compiler version (\S+)", text)
     table = re.search(r"^Operator\s+Count\s+Status\s*$", text, re.MULTILINE)
     rows = _ROW.findall(text, table.end()) if table else []
     return Log(
         version=version.group(1) if version else None,
-        milliseconds=_number(text, r"Model compiled successfully in (\d+) ms"),
-        placed=tuple(Placed(name, int(count), status) for name, count, status in rows),
+        milliseconds=_number(text, r"Model compiled successfully in (\d{1,18}) ms"),
+        placed=tuple(_placed(*row) for row in rows),
         **sizes,
         **counts,
     )
+
+
+def _placed(operator: str, count: str, status: str) -> Placed:
+    """A row of the compiler's table: what it says of operators that it did not map is why."""
+    if status == MAPPED:
+        return Placed(operator, CHIP, "int8", count=int(count))
+    return Placed(operator, CPU, reason=status, count=int(count))
 
 
 def failure(text: str) -> str:
@@ -132,5 +130,5 @@ def _number(text: str, pattern: str) -> int | None:
 
 
 def _size(text: str, label: str) -> int | None:
-    found = re.search(rf"{label}: ([\d.]+)([KMG]?i?B)", text)
+    found = re.search(rf"{label}: (\d{{1,15}}(?:\.\d{{1,15}})?)([KMG]?i?B)", text)
     return round(float(found.group(1)) * _KIBI[found.group(2)]) if found and found.group(2) in _KIBI else None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeopt import formats
 from edgeopt.edgetpu import compiled, operators, partition
 from edgeopt.worker import Channel
 
@@ -14,5 +15,6 @@ def tell(args: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """Of the file {"model"}: {"basis": "compiled" or "predicted", ...}, as `compiled` and `partition` tell it."""
     channel.progress(None, "looking at the operators")
     path = Path(args["model"])
-    found = compiled.read(path)
-    return found.to_json() if found else partition.predict(operators.describe(path)).to_json()
+    with formats.reading(args["model"]):
+        found = compiled.read(path)
+        return found.to_json() if found else partition.predict(operators.describe(path)).to_json()

@@ -7,9 +7,13 @@ these knows those before it and none of the formats.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -17,7 +21,12 @@ from typing import Any, Protocol, cast
 from edgeopt.artifact import TensorSpec
 from edgeopt.errors import InputError, MissingDependency
 from edgeopt.stages import Produced
+from edgeopt.text import named_line
 
+_OF_PARSERS = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, SyntaxError, TypeError,
+    ValueError, struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
 FORMATS: dict[str, str] = {
     "onnx": "edgeopt.formats.onnx",
     "torch": "edgeopt.formats.torch",
@@ -164,6 +173,18 @@ def bring_in(ref: ModelRef, samples: Path | None, out: Path, progress: Progress)
     module: Any = find(format_of(ref.model))
     bring = module.to_onnx if hasattr(module, "to_onnx") else module.as_it_is
     return cast(Imported, bring(ref, samples, out, progress))
+
+
+@contextlib.contextmanager
+def reading(model: str) -> Iterator[None]:
+    """What parsers, ours and vendors', raise of a damaged file, whatever it is, becomes an InputError."""
+    try:
+        yield
+    except _OF_PARSERS as error:
+        raise InputError(
+            f"{Path(model).name}: cannot be read: {named_line(error)}",
+            remedy="It may be damaged: copy it here again, or write it again.",
+        ) from error
 
 
 def importer(model: str) -> Importer:

@@ -9,6 +9,7 @@ This module knows nothing of where a model comes from.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ OLDEST_OPSET = 17
 OLDEST_OPSET_KEPT = 13
 NEWEST_OPSET = 21
 LARGEST_FILE_BYTES = 1_800_000_000
+PAGE_BYTES = 4096  # weights begin at a page's start, so that runtimes can map them
+PIECE_BYTES = 1 << 24
 TOLERANCE = 1e-3
 SAMPLES_CHECKED = 8
 SAMPLES = "samples"  # the `where` of errors in the samples: workers do not know which file they come from
@@ -63,7 +66,7 @@ def canonical(model: Any, feeds: Feeds | None) -> tuple[Any, list[str]]:
         for field in ("value_info", "output"):
             del getattr(model.graph, field)[:]
             getattr(model.graph, field).extend(getattr(inferred.graph, field))
-        if model.ByteSize() < LARGEST_FILE_BYTES:
+        if not counting.has_external(model) and model.ByteSize() < LARGEST_FILE_BYTES:
             onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise StageError(f"the model is not valid ONNX: {first_line(error)}") from error
@@ -72,17 +75,22 @@ def canonical(model: Any, feeds: Feeds | None) -> tuple[Any, list[str]]:
     return model, notes
 
 
-def write(model: Any, notes: Sequence[str], check: float | None, out: Path) -> Produced:
+def write(model: Any, notes: Sequence[str], check: float | None, out: Path, weights: Path | None = None) -> Produced:
     """Save a canonical model as `out`/model.onnx, with weights beside it where the file would pass 1.8 GB.
 
-    Larger models are checked here, as files, and are not compared with their source.
+    Larger models are checked here, as files, and are not compared with their source. `weights` is the folder of the
+    external weights of a model whose weights are not loaded; they are copied, a piece at a time.
 
     `check` is the greatest absolute difference to the source's own outputs, None where none was computed.
     """
     import onnx
 
     path = out / FILE
-    if model.ByteSize() < LARGEST_FILE_BYTES:
+    if weights is not None:
+        _gather(model, weights, out / f"{FILE}.data")
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        onnx.checker.check_model(str(path))
+    elif model.ByteSize() < LARGEST_FILE_BYTES:
         path.write_bytes(model.SerializeToString(deterministic=True))
     else:
         onnx.save_model(model, str(path), save_as_external_data=True, location=f"{FILE}.data", size_threshold=256)
@@ -105,6 +113,26 @@ def write(model: Any, notes: Sequence[str], check: float | None, out: Path) -> P
         precision=counting.precision(model) or "fp32",
         details=details,
     )
+
+
+def _gather(model: Any, folder: Path, out: Path) -> None:
+    """Copy the external weights of a model into one file, in the model's order, and point the model to it."""
+    with open(out, "wb") as file:
+        for tensor in counting.external(model):
+            given = {entry.key: entry.value for entry in tensor.external_data}
+            offset = -file.tell() % PAGE_BYTES + file.tell()
+            file.seek(offset)
+            with open(folder / given["location"], "rb") as source:
+                source.seek(int(given.get("offset", 0)))
+                left = int(given["length"]) if "length" in given else os.fstat(source.fileno()).st_size - source.tell()
+                while piece := source.read(min(left, PIECE_BYTES)):
+                    file.write(piece)
+                    left -= len(piece)
+            if left:
+                raise InputError(f"its weights in {given['location']!r} end too early", where=FILE)
+            del tensor.external_data[:]
+            for key, value in (("location", out.name), ("offset", offset), ("length", file.tell() - offset)):
+                tensor.external_data.add(key=key, value=str(value))
 
 
 def kept(told: Summary, main: str, samples: Path | None) -> Produced:
@@ -136,7 +164,9 @@ def run(model: Any, feeds: Feeds) -> dict[str, Array] | None:
     """
     import importlib.util
 
-    if importlib.util.find_spec("onnxruntime") is None or model.ByteSize() >= LARGEST_FILE_BYTES:
+    if importlib.util.find_spec("onnxruntime") is None or counting.has_external(model):
+        return None
+    if model.ByteSize() >= LARGEST_FILE_BYTES:
         return None
     import numpy as np
     import onnxruntime

@@ -153,6 +153,23 @@ def macs_by_node(model: Any) -> dict[str, int | None]:
     return {name: None if count is None else count // batch for name, count in counts.items()}
 
 
+def external(model: Any) -> Iterator[Any]:
+    """The tensors whose values are in files beside the model, wherever they are in it."""
+    import onnx
+
+    for graph in graphs(model.graph):
+        attributes = [attribute for node in graph.node for attribute in node.attribute]
+        inner = [tensor for attribute in attributes for tensor in (attribute.t, *attribute.tensors)]
+        for tensor in (*graph.initializer, *inner):
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                yield tensor
+
+
+def has_external(model: Any) -> bool:
+    """Whether a tensor's values are in a file beside the model, not loaded."""
+    return next(external(model), None) is not None
+
+
 def without_large_data(model: Any) -> Any:
     """A copy without the contents of large tensors: their shapes are enough to infer all others from."""
     import onnx

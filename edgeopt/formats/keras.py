@@ -73,8 +73,7 @@ def inspect(ref: ModelRef, example: Path | None) -> Summary:  # noqa: ARG001
 def read(path: Path) -> Any:
     """The keras.Model. Raises InputError where the file is not one, holds code, or needs classes of its own."""
     require("keras", "h5py", extra="tensorflow", purpose="reading a Keras model")
-    for node in _walk(_config(path)):
-        _check_class(path, node)
+    check(path)
     os.environ["KERAS_BACKEND"] = "tensorflow"
     common.load()
     with common.quiet():
@@ -86,6 +85,12 @@ def read(path: Path) -> Any:
         raise InputError(
             f"Keras {keras.__version__} cannot read it: {named_line(error)}", where=path.name, remedy=_REMEDY
         ) from error
+
+
+def check(path: Path) -> None:
+    """Raises InputError where the file is no Keras model, or has what Keras would run or read. Keras is not loaded."""
+    for node in _walk(_config(path)):
+        _check_class(path, node)
 
 
 def _function(model: Any, path: Path) -> tuple[Any, Any, list[str]]:

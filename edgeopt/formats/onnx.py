@@ -5,7 +5,7 @@ External weights must lie in the model's own folder: a file from a stranger may 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,14 +24,17 @@ def to_onnx(ref: ModelRef, samples: Path | None, out: Path, progress: Progress) 
     progress(0.0, "reading the ONNX file")
     model = read(path)
     inputs = counting.signature(_inputs(model))
-    external = tuple(sorted({(path.parent / _location(tensor)).resolve() for tensor in _external(model)}))
+    external = tuple(sorted({(path.parent / _location(tensor)).resolve() for tensor in counting.external(model)}))
     feeds = None
     if samples is not None:
         data = Samples(samples)
         feeds = canonical.fit(data.batch(0, min(len(data), canonical.SAMPLES_CHECKED)), inputs, path.name)
-    _load_weights(model, path)
-    expected, notes = None, []
-    if feeds is not None:
+    size = sum(file.stat().st_size for file in (path, *external))
+    large = bool(external) and size >= canonical.LARGEST_FILE_BYTES
+    if not large:
+        _load_weights(model, path)
+    expected, notes = None, ["too large to be compared with its source"] if large else []
+    if feeds is not None and not large:
         progress(0.3, "running the source model")
         try:
             expected = canonical.run(model, feeds)
@@ -47,14 +50,15 @@ def to_onnx(ref: ModelRef, samples: Path | None, out: Path, progress: Progress) 
     if expected is not None and feeds is not None:
         found = canonical.run(model, feeds) or {}
         check = canonical.difference(list(expected.values()), list(found.values()))
-    return Imported(canonical.write(model, [*notes, *told], check, out), sources=external)
+    weights = path.parent if large else None
+    return Imported(canonical.write(model, [*notes, *told], check, out, weights), sources=external)
 
 
 def inspect(ref: ModelRef, example: Path | None) -> Summary:
     """What the file says, without running it. `example` gives the sizes of free dimensions, for counting."""
     path = Path(ref.model)
     model = read(path)
-    external = {path.parent / _location(tensor) for tensor in _external(model)}
+    external = {path.parent / _location(tensor) for tensor in counting.external(model)}
     shapes = {}
     if example is not None:
         data = Samples(example)
@@ -87,7 +91,7 @@ def read(path: Path) -> Any:
         model = onnx.ModelProto()
     if not model.ir_version or not model.opset_import or not model.graph.output:
         raise InputError(f"{path.name}: not an ONNX model", remedy="Give a file written by an ONNX exporter.")
-    for tensor in _external(model):
+    for tensor in counting.external(model):
         _check_location(path, _location(tensor))
     return model
 
@@ -99,17 +103,6 @@ def _load_weights(model: Any, path: Path) -> None:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise InputError(f"its external weights cannot be read: {error}", where=path.name) from error
-
-
-def _external(model: Any) -> Iterator[Any]:
-    import onnx
-
-    for graph in counting.graphs(model.graph):
-        attributes = [attribute for node in graph.node for attribute in node.attribute]
-        inner = [tensor for attribute in attributes for tensor in (attribute.t, *attribute.tensors)]
-        for tensor in (*graph.initializer, *inner):
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                yield tensor
 
 
 def _location(tensor: Any) -> str:

@@ -15,6 +15,7 @@ import io
 import re
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -122,8 +123,8 @@ def _check(path: Path) -> None:
             code = {name: archive.read(name) for name in names if _CODE.fullmatch(name)}
     except OSError as error:
         raise InputError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
-    except zipfile.BadZipFile:
-        names, code = [], {}
+    except (zipfile.BadZipFile, zlib.error, UnicodeDecodeError, NotImplementedError, RuntimeError, EOFError):
+        names, code = [], {}  # whatever a damaged archive makes of it
     if not code:
         saved = "a program of torch.export: call it .pt2" if any(n.endswith("models/model.json") for n in names) else ""
         weights = any(name.endswith("data.pkl") for name in names) or _is_pickle(path)

@@ -1,1 +1,1 @@
-"""What runs on a device with Python, numpy and one runtime: `bench` and `doctor`, as `edgeopt` and as `kit.pyz`."""
+"""What runs on a device with Python, numpy and one runtime: `bench`, `verify`, `doctor`; as `edgeopt` or `kit.pyz`."""

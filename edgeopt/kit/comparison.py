@@ -8,27 +8,16 @@ covers the rounds of two sessions, not how sessions differ: a machine in another
 
 from __future__ import annotations
 
-import json
-import random
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from edgeopt import __version__
-from edgeopt.errors import InputError
-from edgeopt.measurement import (
-    CONFIDENCE,
-    LEAST_CLEAN_CALLS_OF_A_ROUND,
-    LEAST_ROUNDS,
-    RESAMPLES,
-    Block,
-    Measurement,
-    Ratio,
-    require_alike,
-    verdict,
-)
+from edgeopt import __version__, jsontext
+from edgeopt.errors import InputError, UnlikeMachines
+from edgeopt.measurement import LEAST_CLEAN_CALLS_OF_A_ROUND, Block, Measurement, require_alike
 from edgeopt.nearby import nearby
+from edgeopt.statistics import LEAST_ROUNDS, Ratio, unpaired_ratio, verdict
 
 SCHEMA = 1
 MARGIN = 0.05
@@ -50,8 +39,8 @@ class Line:
 def compare(a: Path, b: Path, *, unlike: bool = False) -> Dict[str, Any]:
     """How b stands beside a, for everything in both: the same artifact on the same backend, else the same name.
 
-    Raises InputError where a file is no measurements, where nothing is in both, and where the machines, or the threads,
-    differ and not `unlike`.
+    Raises InputError where a file is no measurements and where nothing is in both, UnlikeMachines where the machines,
+    or the threads, differ and not `unlike`.
     """
     ours, theirs = read(a), read(b)
     pairs = list(_pairs(ours, theirs))
@@ -64,7 +53,7 @@ def compare(a: Path, b: Path, *, unlike: bool = False) -> Dict[str, Any]:
     for one, other in pairs:
         try:
             require_alike(one.measurement, other.measurement)
-        except InputError as error:
+        except UnlikeMachines as error:
             if not unlike:
                 error.where, error.remedy = str(b), REMEDY
                 raise
@@ -97,7 +86,7 @@ def read(path: Path) -> List[Line]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = jsontext.parse(line)
             measurement = Measurement.from_json(value)
             if not measurement.rounds or not all(block.latencies_ns for block in measurement.rounds):
                 raise ValueError("a round without calls")
@@ -130,7 +119,7 @@ def _pairs(ours: Sequence[Line], theirs: Sequence[Line]) -> Iterator[Tuple[Line,
 
 def _row(one: Line, other: Line) -> Dict[str, Any]:
     a, b = one.measurement, other.measurement
-    found = verdict(unpaired_ratio(a.rounds, b.rounds), margin=MARGIN)
+    found = verdict(between_sessions(a.rounds, b.rounds), margin=MARGIN)
     return {
         "id": other.name,
         "same_artifact": a.artifact == b.artifact,
@@ -140,22 +129,16 @@ def _row(one: Line, other: Line) -> Dict[str, Any]:
     }
 
 
-def unpaired_ratio(a_rounds: Sequence[Block], b_rounds: Sequence[Block], seed: int = 0) -> Ratio:
+def between_sessions(a_rounds: Sequence[Block], b_rounds: Sequence[Block]) -> Ratio:
     """How many times as long as b does a take: the ratio of the medians of the rounds' medians, of clean calls.
 
-    The interval is the percentile bootstrap (Efron 1979), the rounds of each resampled alone. Where too few rounds of
-    either have clean calls, all calls of both are taken, and the basis says so.
+    Where too few rounds of either have clean calls, all calls of both are taken, and the basis says so. The interval is
+    that of `edgeopt.statistics.unpaired_ratio`.
     """
-    clean = [_medians(rounds, clean=True) for rounds in (a_rounds, b_rounds)]
-    enough = all(len(c) >= max(LEAST_ROUNDS, len(r) / 2) for c, r in zip(clean, (a_rounds, b_rounds)))
-    a, b = clean if enough else [_medians(rounds, clean=False) for rounds in (a_rounds, b_rounds)]
-    low = high = None
-    if min(len(a), len(b)) >= LEAST_ROUNDS:
-        draw = random.Random(seed)
-        ratios = sorted(median(draw.choices(a, k=len(a))) / median(draw.choices(b, k=len(b))) for _ in range(RESAMPLES))
-        cut = int((1 - CONFIDENCE) / 2 * RESAMPLES)
-        low, high = ratios[cut], ratios[-1 - cut]
-    return Ratio(median(a) / median(b), low, high, "clean" if enough else "all", min(len(a), len(b)))
+    a, b = _medians(a_rounds, clean=True), _medians(b_rounds, clean=True)
+    if all(len(c) >= max(LEAST_ROUNDS, len(r) / 2) for c, r in ((a, a_rounds), (b, b_rounds))):
+        return unpaired_ratio(a, b, "clean")
+    return unpaired_ratio(_medians(a_rounds, clean=False), _medians(b_rounds, clean=False), "all")
 
 
 def _medians(rounds: Sequence[Block], *, clean: bool) -> List[float]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import math
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -18,14 +17,14 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 
 from edgeopt import __version__, worker
 from edgeopt.artifact import TensorSpec
-from edgeopt.bench import machine, quality, session
 from edgeopt.errors import CorruptArtifact, EdgeoptError, InputError, MissingDependency, StageError, WorkerCrashed
-from edgeopt.kit import subjects
+from edgeopt.kit import alone, rows, subjects
+from edgeopt.kit.rows import Alone, Prepared
 from edgeopt.kit.subjects import Subject
-from edgeopt.measurement import Measurement, paired_drop
+from edgeopt.measuring import machine, quality, session
 from edgeopt.nearby import nearby
 from edgeopt.samples import Preprocess, write_samples
-from edgeopt.units import format_fraction
+from edgeopt.statistics import paired_drop
 from edgeopt.worker import Limits
 
 SCHEMA = 1
@@ -34,10 +33,6 @@ QUICK_ROUNDS, QUICK_BLOCK_NS, QUICK_WARM_UP_NS = 8, 25_000_000, 1_000_000_000
 LIMITS = Limits(seconds=600.0)  # for proving and loading; accuracy on many samples has no limit
 PLACES = ("top1", "top5")
 RANDOM = "its inputs are random numbers: times may differ on real data; give samples with --data"
-AS_GIVEN = "the samples are whole numbers and go to it as they are: --mean and --std preprocess those of bare models"
-UNLIKE_GOLDEN = (
-    "the samples are whole numbers and its golden samples are not: they may lack what was done to those beforehand"
-)
 WITHOUT_LABELS = "Leave the labels out of the data: times alone are measured then."
 
 Tell = Callable[[str, Optional[float]], None]
@@ -47,7 +42,8 @@ Tell = Callable[[str, Optional[float]], None]
 class Request:
     """What to measure and how. `samples` is how many are drawn of `data`, None for all.
 
-    `preprocess` is for bare models: a bundle brings its own. `output` is a new file for the raw samples.
+    `preprocess` is for bare models: a bundle brings its own. `output` is a new file for the raw samples. `batches` are
+    the sizes of a batch curve, `sustained_ns` is how long each is run back to back; none where nothing is said.
     """
 
     paths: Tuple[str, ...]
@@ -58,17 +54,8 @@ class Request:
     rounds: Optional[int] = None
     quick: bool = False
     output: Optional[Path] = None
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A subject with the samples that it is measured on. `inputs` says which: "data", "golden" or "random"."""
-
-    subject: Subject
-    samples: Path
-    inputs: str
-    proof: Optional[Mapping[str, Any]]
-    warnings: Tuple[str, ...] = ()
+    batches: Tuple[int, ...] = ()
+    sustained_ns: Optional[int] = None
 
 
 def bench(request: Request, tell: Tell = lambda *_: None) -> Dict[str, Any]:
@@ -83,7 +70,7 @@ def bench(request: Request, tell: Tell = lambda *_: None) -> Dict[str, Any]:
     if request.output is not None:
         subjects.check_new(request.output)
     if request.data is not None:
-        _check_data(request.data)
+        check_data(request.data)
     folder = Path(tempfile.mkdtemp(prefix="edgeopt-bench-"))
     keep: List[Path] = []
     try:
@@ -124,8 +111,10 @@ class _Bench:
         if len(found) == 1 and errors:
             raise errors[keys[0]]
         names = dict(zip(keys, (one.subject.name for one in prepared)))
-        rows = [
-            self._row(one, result.outcomes[key], qualities.get(one.subject.name), names[result.baseline])
+        more = {key: Alone() if key in errors else self._alone(key, one) for key, one in zip(keys, prepared)}
+        baseline, threads = names[result.baseline], self.request.threads
+        told = [
+            rows.row(one, result.outcomes[key], qualities.get(one.subject.name), more[key], baseline, threads)
             for key, one in zip(keys, prepared)
         ]
         document = {
@@ -136,7 +125,7 @@ class _Bench:
             "rounds": self._options(prepared[0].samples).rounds,
             "block_ns": self._options(prepared[0].samples).block_ns,
             "data": self._data_json(),
-            "baseline": names[result.baseline],
+            "baseline": baseline,
             "sessions": [
                 {
                     "measured": [names[key] for key in group.rounds],
@@ -145,11 +134,20 @@ class _Bench:
                 }
                 for group in result.groups
             ],
-            "measurements": rows,
+            "measurements": told,
         }
         if self.request.output is not None:
-            measured = [(one, result.outcomes[key].measurement) for key, one in zip(keys, prepared)]
-            self._write(self.request.output, [(one, m) for one, m in measured if m is not None])
+            lines = [
+                {
+                    "id": one.subject.name,
+                    "inputs": one.inputs,
+                    **measured.with_warnings(*one.warnings).to_json(),
+                    **more[key].to_json(),
+                }
+                for key, one in zip(keys, prepared)
+                if (measured := result.outcomes[key].measurement) is not None
+            ]
+            _write(self.request.output, lines)
         return document
 
     def _prepare(self, index: int, subject: Subject) -> Prepared:
@@ -170,7 +168,7 @@ class _Bench:
             samples, meta = self._read_data(subject.preprocess)
             with _of(self.request.data):
                 self._call(f"fit-{index}", "edgeopt.kit.jobs:fit", {"samples": str(samples), "inputs": inputs})
-            return Prepared(subject, samples, "data", proof, tuple(_raw_warnings(subject, meta)))
+            return Prepared(subject, samples, "data", proof, tuple(rows.raw_warnings(subject, meta)))
         samples = self.folder / f"samples-{index}"
         samples.mkdir()
         if subject.bundle is not None:
@@ -224,21 +222,21 @@ class _Bench:
                 "inputs": [spec.to_json() for spec in one.subject.artifact.inputs],
                 "outputs": [spec.to_json() for spec in one.subject.artifact.outputs],
                 "samples": str(one.samples),
-                "metric": _metric(one.subject) if has_labels else "agreement",
+                "metric": rows.metric(one.subject) if has_labels else "agreement",
                 "out": str(outs[index]),
                 "reference": str(outs[0]) if index and not has_labels else None,
             }
             name = one.subject.name
             try:
                 with _of(str(self.request.data)):
-                    told = self._call(f"quality-{index}", "edgeopt.bench.quality:run", args, limits=Limits())
+                    told = self._call(f"quality-{index}", "edgeopt.measuring.quality:run", args, limits=Limits())
             except (InputError, StageError) as error:
                 if has_labels and isinstance(error, InputError):
                     error.remedy = WITHOUT_LABELS
                     raise
-                found[name] = {**_quality(None, None, None), "error": error.message}
+                found[name] = {**rows.quality(None, None, None), "error": error.message}
                 continue
-            recorded = _recorded(one.subject)
+            recorded = rows.recorded(one.subject)
             drop = None
             if index == 0:
                 base = told
@@ -248,14 +246,16 @@ class _Bench:
                 drop = paired_drop(told["hits"], told["samples"] - told["hits"], 0, 0).to_json()
             elif told["metric"] == base["metric"]:
                 drop = paired_drop(*quality.paired_counts(*(outs[i] / quality.HITS for i in (0, index)))).to_json()
-            found[name] = _quality(told, drop, recorded)
+            found[name] = rows.quality(told, drop, recorded)
         return found
 
     def _options(self, samples: Path) -> session.SessionOptions:
         quick = self.request.quick
+        rounds = self.request.rounds or (QUICK_ROUNDS if quick else ROUNDS)
         return session.SessionOptions(
             samples=samples,
-            rounds=self.request.rounds or (QUICK_ROUNDS if quick else ROUNDS),
+            rounds=rounds,
+            most_rounds=rounds if quick else 2 * rounds,
             block_ns=QUICK_BLOCK_NS if quick else BLOCK_NS,
             warm_up_ns=QUICK_WARM_UP_NS if quick else WARM_UP_NS,
         )
@@ -288,6 +288,32 @@ class _Bench:
             candidates, options, self.logs, on_event, machine=machine.fingerprint(), observe=machine.state
         )
 
+    def _alone(self, key: str, one: Prepared) -> Alone:
+        """What was asked for beside the session. A quick bench starts nothing afresh."""
+        artifact, request = one.subject.artifact, self.request
+        args = {
+            "backend": one.subject.backend,
+            "main": str(one.subject.main),
+            "runtime": dict(artifact.runtime),
+            "threads": request.threads,
+            "inputs": [spec.to_json() for spec in artifact.inputs],
+            "samples": str(one.samples),
+            "feeds": alone.SAMPLES,
+            "warm_up_ns": WARM_UP_NS,
+            "block_ns": BLOCK_NS,
+        }
+
+        def call(function: str, args: Mapping[str, Any]) -> Dict[str, Any]:
+            return self._call(f"alone-{key}", function, args, Limits())
+
+        self.tell(f"measuring {one.subject.name} by itself", None)
+        files = [one.subject.folder / file.path for file in artifact.files]
+        return Alone(
+            None if request.quick else alone.starts(args, files, call),
+            alone.batch_curve(args, request.batches, call) if request.batches else None,
+            alone.sustained(args, request.sustained_ns, call) if request.sustained_ns else None,
+        )
+
     def _call(self, log: str, function: str, args: Mapping[str, Any], limits: Limits = LIMITS) -> Dict[str, Any]:
         """A job in a worker. The log of one that crashed is kept."""
         try:
@@ -308,61 +334,26 @@ class _Bench:
         meta = next(iter(self.data.values()))[1]
         return {"location": self.request.data, "samples": meta["count"], "labels": meta["labels"]}
 
-    def _row(
-        self, one: Prepared, outcome: session.Outcome, found: Optional[Mapping[str, Any]], baseline: str
-    ) -> Dict[str, Any]:
-        subject, measured, speedup = one.subject, outcome.measurement, outcome.speedup
-        batch = subject.artifact.inputs[0].shape[:1]
-        samples_a_call = batch[0] if batch and isinstance(batch[0], int) else 1
-        return {
-            "id": subject.name,
-            "kind": "bundle" if subject.bundle else "model",
-            "format": subject.artifact.format,
-            "precision": subject.precision,
-            "proof": one.proof,
-            "inputs": one.inputs,
-            **(measured.summary() if measured else _unmeasured(subject, self.request.threads)),
-            "samples_per_inference": samples_a_call,
-            "offline_samples_per_s": _offline(measured, samples_a_call),
-            "speedup": {
-                **speedup.speedup.to_json(),
-                "against": baseline,
-                "verdict": speedup.verdict,
-                "reason": speedup.reason,
-            }
-            if speedup
-            else None,
-            "quality": found,
-            "warnings": [*one.warnings, *_unlike_recorded(found), *(measured.warnings if measured else ())],
-            "error": outcome.error.to_json() if outcome.error else None,
-        }
 
-    def _write(self, path: Path, measured: Sequence[Tuple[Prepared, Measurement]]) -> None:
-        """A line for each, as `edgeopt.measurement.Measurement.to_json` gives it, with what it is called and ran on."""
-        lines = [
-            json.dumps(
-                {"id": one.subject.name, "inputs": one.inputs, **m.with_warnings(*one.warnings).to_json()},
-                separators=(",", ":"),
-                allow_nan=False,
-            )
-            for one, m in measured
-        ]
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise InputError(
-                f"cannot be written: {error.strerror}", where=str(path), remedy="Give --output another folder."
-            ) from None
+def _write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each, as `edgeopt.measurement.Measurement.to_json` gives it, with what it is called and ran on."""
+    text = "".join(f"{json.dumps(line, separators=(',', ':'), allow_nan=False)}\n" for line in lines)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(
+            f"cannot be written: {error.strerror}", where=str(path), remedy="Give --output another folder."
+        ) from None
 
 
 def _specs(values: Sequence[Mapping[str, Any]]) -> List[TensorSpec]:
     return [TensorSpec.from_json(value) for value in values]
 
 
-def _check_data(location: str) -> None:
+def check_data(location: str) -> None:
     """That the file is there. Raises InputError."""
     file, _, function = location.rpartition(":")
     if function.isidentifier() and file and not Path(location).exists():
@@ -372,77 +363,6 @@ def _check_data(location: str) -> None:
     path = Path(location)
     if not path.is_file():
         raise InputError("no such data file", where=location, remedy=nearby(path, "Give samples as a .npz or .npy."))
-
-
-def _raw_warnings(subject: Subject, meta: Mapping[str, Any]) -> Iterator[str]:
-    """Whole numbers that go unprocessed to a model of floating inputs are likely not what it was trained on."""
-    floating = any(spec.dtype.startswith("float") for spec in subject.artifact.inputs)
-    whole = any("int" in dtype for _, dtype in meta["inputs"].values())
-    if not (floating and whole) or subject.preprocess.mean or subject.preprocess.std:
-        return
-    if subject.bundle is None:
-        yield AS_GIVEN
-    elif any(array.dtype.kind == "f" for array in subject.bundle.golden()[0].values()):
-        yield UNLIKE_GOLDEN
-
-
-def _unlike_recorded(found: Optional[Mapping[str, Any]]) -> Iterator[str]:
-    """Accuracy that differs from the bundle's own by more than chance explains.
-
-    The normal approximation of the difference of two shares, at 99.9 %: 3.29 standard errors. The samples may be the
-    same ones, which only makes a difference by chance less likely.
-    """
-    recorded = (found or {}).get("recorded")
-    if found is None or not recorded or recorded["metric"] != found["metric"] or recorded["value"] is None:
-        return
-    here, there = found["value"], recorded["value"]
-    share = (here * found["samples"] + there * recorded["samples"]) / (found["samples"] + recorded["samples"])
-    error = math.sqrt(share * (1 - share) * (1 / found["samples"] + 1 / recorded["samples"]))
-    if abs(here - there) > 3.29 * error:
-        yield (
-            f"{found['metric']} is {format_fraction(here)} here and was {format_fraction(there)} where it was made, "
-            "more than chance explains: are the samples of the same kind?"
-        )
-
-
-def _recorded(subject: Subject) -> Optional[Mapping[str, Any]]:
-    """The quality that a bundle states, as it was measured where it was made."""
-    stated = subject.bundle.measurements if subject.bundle else ()
-    found = next((m["quality"] for m in stated if isinstance(m.get("quality"), dict)), None)
-    return {key: found.get(key) for key in ("metric", "value", "samples")} if found else None
-
-
-def _metric(subject: Subject) -> str:
-    recorded = _recorded(subject)
-    return str(recorded["metric"]) if recorded and recorded["metric"] in PLACES else PLACES[0]
-
-
-def _quality(
-    told: Optional[Mapping[str, Any]], drop: Optional[Mapping[str, Any]], recorded: Optional[Mapping[str, Any]]
-) -> Dict[str, Any]:
-    """As in the documents of `convert`: shares are fractions of one, the drop has a paired 95 % interval."""
-    drop = drop or {}
-    return {
-        "metric": told["metric"] if told else None,
-        "value": told["value"] if told else None,
-        "samples": told["samples"] if told else None,
-        "drop": drop.get("value"),
-        "drop_low": drop.get("low"),
-        "drop_high": drop.get("high"),
-        "sqnr_db": (told["fidelity"] or {}).get("sqnr_db") if told else None,
-        "recorded": recorded,
-        "error": None,
-    }
-
-
-def _unmeasured(subject: Subject, threads: int) -> Dict[str, Any]:
-    return {"artifact": subject.artifact.digest, "backend": subject.backend, "threads": threads, "latency_ns": None}
-
-
-def _offline(measured: Optional[Measurement], samples_a_call: int) -> Optional[float]:
-    """Samples per second, one inference after the other: MLPerf's offline scenario at the batch the artifact takes."""
-    rate = measured.throughput_per_s if measured else None
-    return None if rate is None else rate * samples_a_call
 
 
 @contextlib.contextmanager

@@ -29,12 +29,14 @@ from typing import Any, Dict, Iterator, Mapping, Optional, Sequence
 
 from edgeopt import worker
 from edgeopt.artifact import TensorSpec, sha256_of_file
-from edgeopt.bench import machine, session
+from edgeopt.conditions import Disturbance, Machine
 from edgeopt.errors import EdgeoptError, InputError, from_json
 from edgeopt.kit import measure, usable
 from edgeopt.kit.transfer import inside, read_files, write_files
-from edgeopt.measurement import Block, Disturbance, Machine, Measurement, Ratio, compare
+from edgeopt.measurement import Block, Measurement, compare
+from edgeopt.measuring import machine, session
 from edgeopt.samples import Preprocess
+from edgeopt.statistics import Ratio
 from edgeopt.worker import Channel, Limits
 
 FOLDER = "edgeopt-device"
@@ -88,7 +90,7 @@ def missing(args: Mapping[str, Any], channel: Channel) -> Dict[str, Any]:
 
 
 def quality(args: Mapping[str, Any], channel: Channel) -> Dict[str, Any]:
-    """The job `edgeopt.bench.quality:run`, its folders given as trees: model, samples, and reference or None.
+    """The job `edgeopt.measuring.quality:run`, its folders given as trees: model, samples, and reference or None.
 
     `job` are its other arguments, `main` below the model. Returns {"result", "results"}, the latter the name of what it
     wrote to its `out`, for `get` to fetch. What has no reference is one: its files are kept for the others.
@@ -105,7 +107,7 @@ def quality(args: Mapping[str, Any], channel: Channel) -> Dict[str, Any]:
         log = folder / "log"
         limits = Limits(memory_bytes=_memory(None))
         try:
-            found = worker.call("edgeopt.bench.quality:run", job, log=log, limits=limits, progress=channel.progress)
+            found = worker.call("edgeopt.measuring.quality:run", job, log=log, limits=limits, progress=channel.progress)
         except EdgeoptError:
             sys.stderr.write(log.read_text(errors="replace") if log.exists() else "")
             raise
@@ -116,10 +118,11 @@ def quality(args: Mapping[str, Any], channel: Channel) -> Dict[str, Any]:
 
 
 def run_session(args: Mapping[str, Any], channel: Channel) -> Dict[str, Any]:
-    """The measurement of `edgeopt.bench.session`: `candidates` as `candidate_to_json` made them, each with its model as
-    a tree, `samples` as a tree, and the other `options`. Its events are the texts of the progress: "round", "load id".
+    """The measurement of `edgeopt.measuring.session`: `candidates` as `candidate_to_json` made them, each with its
+    model as a tree, `samples` as a tree, and the other `options`.
 
-    Returns {"results"}: session.json for `read_session` and the candidates' logs below log/, for `get` to fetch.
+    Its events are the texts of the progress: "round", "load id". Returns {"results"}: session.json for `read_session`
+    and the candidates' logs below log/, for `get` to fetch.
     """
     with _turn(fcntl.LOCK_EX, channel), _work() as folder:
         candidates = []
@@ -142,6 +145,18 @@ def run_session(args: Mapping[str, Any], channel: Channel) -> Dict[str, Any]:
         return {"results": _keep(folder)}
 
 
+def alone(args: Mapping[str, Any], channel: Channel) -> Dict[str, Any]:
+    """The job `function` of `edgeopt.measuring.alone`; `job` are its arguments, folders given as for `quality`."""
+    with _turn(fcntl.LOCK_EX, channel), _work() as folder:
+        job = {
+            **args["job"],
+            "main": str(_place(args["model"], folder / "model") / args["job"]["main"]),
+            "samples": str(_place(args["samples"], folder / "samples")),
+        }
+        limits = Limits(memory_bytes=_memory(None))
+        return worker.call(args["function"], job, log=folder / "log", limits=limits, progress=channel.progress)
+
+
 def bench(args: Mapping[str, Any], channel: Channel) -> Dict[str, Any]:
     """`edgeopt.kit.measure.bench` of the `request`, in a folder that holds the tree `files`, to which its paths belong.
 
@@ -154,7 +169,7 @@ def bench(args: Mapping[str, Any], channel: Channel) -> Dict[str, Any]:
         (folder / "temporary").mkdir()
         tempfile.tempdir = str(folder / "temporary")
         preprocess = Preprocess.from_json(told.pop("preprocess"))
-        told["paths"] = tuple(told["paths"])
+        told["paths"], told["batches"] = tuple(told["paths"]), tuple(told["batches"])
         request = measure.Request(**told, preprocess=preprocess, output=folder / "out" / RAW)
         document = measure.bench(request, lambda text, fraction: channel.progress(fraction, text))
         return {"document": document, "results": _keep(folder)}
@@ -209,7 +224,7 @@ def read_session(value: Mapping[str, Any], logs: Path) -> session.SessionResult:
     for group in value["groups"]:
         rounds = {name: tuple(map(Block.from_json, blocks)) for name, blocks in group["rounds"].items()}
         twin = Ratio.from_json(group["twin"]) if group["twin"] else None
-        groups.append(session.Group(rounds, group["reference"], twin, Disturbance(**group["disturbance"])))
+        groups.append(session.Group(rounds, group["reference"], twin, Disturbance.from_json(group["disturbance"])))
     outcomes = {}
     for name, told in value["outcomes"].items():
         log = logs / f"{name}.log"
@@ -283,12 +298,27 @@ def _work() -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _sweep() -> None:
     """Remove folders of jobs whose process is gone, and files that nothing used for a week."""
     now = time.time()
     for folder in _root().glob("work/*"):
-        with contextlib.suppress(OSError), open(folder / LOCK, "r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(BlockingIOError):
+            try:
+                with open(folder / LOCK, "r+") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except FileNotFoundError:  # about to be locked, or killed before that, or while it was being removed
+                if _lives(int(folder.name.partition("-")[0])):
+                    continue
             shutil.rmtree(folder, ignore_errors=True)
     for folder in _root().glob("results/*"):
         with contextlib.suppress(OSError):

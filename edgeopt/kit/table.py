@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from edgeopt.measurement import LEAST_MARGIN
+from edgeopt.statistics import LEAST_MARGIN
 from edgeopt.text import plain
 from edgeopt.units import format_fraction, format_size, format_time
 
@@ -33,19 +33,24 @@ def bench_lines(document: Mapping[str, Any]) -> Iterator[str]:
         elif row["kind"] == "model":
             yield plain(f"not proven: {row['id']}: a bare model has no golden samples")
     yield ""
-    for columns in (_TIMES, _COSTS):
+    for columns in (_TIMES, _COSTS, _STARTS):
         shown = [column for column in columns if len(rows) > 1 or column[0] not in OF_SEVERAL]
         cells = [_row(row, shown, is_baseline=row["id"] == document["baseline"]) for row in rows]
-        yield from _aligned(["", *(title for title, _ in shown)], cells)
-        yield ""
+        if any(cell not in ("", NONE) for row in cells for cell in row[1:]):
+            yield from _aligned(["", *(title for title, _ in shown)], cells)
+            yield ""
+    for row in rows:
+        yield from _batches(row)
     for line in _notes(document):
         yield plain(line)
 
 
 def _notes(document: Mapping[str, Any]) -> Iterator[str]:
     rows = document["measurements"]
-    yield "Single-stream: one sample after the other, clean calls. Offline: samples per second, one call at a time."
+    yield "Single-stream: one sample after the other, clean calls. Offline: samples per second, call after call."
+    yield from _overhead(rows)
     for session in document["sessions"]:
+        yield from _conditions(session["disturbance"])
         twin = session["twin"]
         if twin:
             margin = max(LEAST_MARGIN, abs(twin["value"] - 1))
@@ -57,9 +62,11 @@ def _notes(document: Mapping[str, Any]) -> Iterator[str]:
             yield f"{row['id']}: no p99: {latency['reasons']['p99']}"
     for row in rows:
         if row["speedup"] and row["speedup"]["reason"]:
-            yield f"{row['id']}: inconclusive: {row['speedup']['reason']}"
+            yield f"{row['id']}: {row['speedup']['verdict']}: {row['speedup']['reason']}"
+        yield from _alone(row)
         recorded = (row["quality"] or {}).get("recorded")
-        if recorded and recorded["value"] is not None and recorded["metric"] == row["quality"]["metric"]:
+        known = recorded is not None and None not in (recorded["value"], row["quality"]["value"])
+        if recorded is not None and known and recorded["metric"] == row["quality"]["metric"]:
             there = f"{format_fraction(recorded['value'])} of {recorded['samples']} samples where it was made"
             yield f"{row['id']}: {recorded['metric']} {format_fraction(row['quality']['value'])} here, {there}"
         if row["quality"] and row["quality"]["error"]:
@@ -74,6 +81,61 @@ def _notes(document: Mapping[str, Any]) -> Iterator[str]:
             told.setdefault(warning, row["id"])
     for warning, name in told.items():
         yield f"Warning: {name}: {warning}"
+
+
+def _alone(row: Mapping[str, Any]) -> Iterator[str]:
+    """What is to be said of a row's starts, batches and sustained load. A row that failed has none."""
+    starts, curve, sustained = (row.get(key) for key in ("starts", "batch_curve", "sustained"))
+    if starts and starts["reason"]:
+        yield f"{row['id']}: no start with the page cache dropped: {starts['reason']}"
+    if curve and curve["ended"]:
+        yield f"{row['id']}: batch curve: {curve['ended']}"
+    if sustained:
+        yield _sustained(row["id"], sustained)
+
+
+def _sustained(name: str, found: Mapping[str, Any]) -> str:
+    windows, ratio = found["windows"], found["last_to_first"]
+    seconds = (windows[-1]["at_ns"] - windows[0]["at_ns"]) / 1e9
+    verdict = {"slower": "it slows down", "faster": "it speeds up", "tie": "it holds its speed"}.get(ratio["verdict"])
+    heat = f"; {_CONDITIONS['throttled'][1](found['throttled'])}" if found["throttled"] is not None else ""
+    told = verdict or f"inconclusive: {ratio['reason']}"
+    return f"{name}: back to back for {seconds:.0f} s: {told}, at the end {_ratio(ratio)} as fast as at first{heat}"
+
+
+def _conditions(found: Mapping[str, Any]) -> Iterator[str]:
+    """What went on while a session measured, and what of it cannot be read here."""
+    measured = [told(found[key]) for key, (_, told) in _CONDITIONS.items() if found[key] is not None]
+    missing = [name for key, (name, _) in _CONDITIONS.items() if found[key] is None]
+    if measured:
+        yield f"While measuring: {', '.join(measured)}."
+    if missing:
+        yield f"Unavailable here: {', '.join(missing)}."
+
+
+def _batches(row: Mapping[str, Any]) -> Iterator[str]:
+    """The batch curve of one row, a line for each size."""
+    curve = row.get("batch_curve")
+    if not curve or not curve["points"]:
+        return
+    cells = []
+    for point in curve["points"]:
+        p50 = point["latency_ns"]["p50"]
+        times = [format_time(p50[key]) if p50 and p50[key] is not None else NONE for key in ("value", "low", "high")]
+        mark = "offline" if point["batch"] == curve["offline_batch"] else ""
+        rate = f"{point['samples_per_s']:.4g}/s" if point["samples_per_s"] else NONE
+        cells.append([f"batch {point['batch']}", *times, rate, mark])
+    yield from _aligned([row["id"], "p50", "from", "to", "samples", ""], cells)
+    yield ""
+
+
+def _overhead(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What the clock and a call of each runtime cost by themselves."""
+    timed = [row for row in rows if row["latency_ns"] and row["clock_overhead_ns"] is not None]
+    calls = {row["backend"]: row["call_overhead_ns"] for row in timed if row["call_overhead_ns"] is not None}
+    if timed:
+        told = "".join(f", a call of {name} {format_time(ns)}" for name, ns in calls.items())
+        yield f"In every latency: the clock {format_time(timed[0]['clock_overhead_ns'])}{told} by itself."
 
 
 def comparison_lines(document: Mapping[str, Any]) -> Iterator[str]:
@@ -180,8 +242,12 @@ def _clean(row: Mapping[str, Any]) -> str:
     return f"{latency['clean_samples'] / latency['samples']:.0%} of {latency['samples']}"
 
 
-def _memory(row: Mapping[str, Any]) -> str:
-    return format_size(row["peak_memory_bytes"]) if row["peak_memory_bytes"] is not None else NONE
+def _bytes(found: Optional[Mapping[str, Any]], key: str) -> str:
+    return format_size(found[key]) if found and found[key] is not None else NONE
+
+
+def _start(starts: Optional[Mapping[str, Any]], kind: str, key: str) -> str:
+    return format_time(starts[kind][key]) if starts and starts[kind] else NONE
 
 
 _TIMES: Sequence[Column] = (
@@ -197,10 +263,36 @@ _TIMES: Sequence[Column] = (
 _COSTS: Sequence[Column] = (
     ("load", lambda row: format_time(row["load_ns"])),
     ("first call", lambda row: format_time(row["first_inference_ns"])),
-    ("memory", _memory),
+    ("CPU time", lambda row: format_time(row["cpu_ns_per_inference"]) if row["cpu_ns_per_inference"] else NONE),
+    (
+        "energy",
+        lambda row: f"{row['energy_uj_per_inference'] / 1e3:.3g} mJ" if row["energy_uj_per_inference"] else NONE,
+    ),
+    ("memory", lambda row: _bytes(row, "peak_memory_bytes")),
+    ("to load", lambda row: _bytes(row["memory"], "load_peak_bytes")),
+    ("to run", lambda row: _bytes(row["memory"], "inference_peak_bytes")),
     ("size", lambda row: format_size(row["size_bytes"]) if row["size_bytes"] is not None else NONE),
     ("accuracy", _accuracy),
 )
+
+
+_STARTS: Sequence[Column] = (
+    ("cached load", lambda row: _start(row["starts"], "warm", "load_ns")),
+    ("first call", lambda row: _start(row["starts"], "warm", "first_inference_ns")),
+    ("load from disk", lambda row: _start(row["starts"], "dropped", "load_ns")),
+    ("first call", lambda row: _start(row["starts"], "dropped", "first_inference_ns")),
+)
+# What is told of the conditions: its name where it cannot be read, and its value in words.
+_CONDITIONS: Mapping[str, Tuple[str, Callable[[Any], str]]] = {
+    "others": ("load by others", lambda share: f"other programs used {share:.0%} of the processors"),
+    "pressure": ("waiting", lambda share: f"some program waited for one {share:.0%} of the time"),
+    "steal": ("steal", lambda share: f"{share:.1%} stolen by the hypervisor"),
+    "throttled": ("throttling", lambda count: f"throttled {count} times"),
+    "swapped_pages": ("swapping", lambda count: f"{count} pages swapped"),
+    "frequency_hz": ("frequency", lambda pair: f"{pair[0] / 1e9:.2f} GHz before, {pair[1] / 1e9:.2f} after"),
+    "temperature_c": ("temperature", lambda pair: f"{pair[0]:.0f} °C before, {pair[1]:.0f} after"),
+    "power_watts": ("power", lambda rails: ", ".join(f"{name} {watts:.2f} W" for name, watts in rails.items())),
+}
 
 
 def _aligned(titles: Cells, rows: Sequence[Cells], left: Sequence[int] = (0,)) -> List[str]:

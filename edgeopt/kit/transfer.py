@@ -10,11 +10,14 @@ import hashlib
 import json
 import os
 from pathlib import Path, PurePosixPath
-from typing import IO, Callable, Iterable, Tuple
+from typing import IO, Callable, Iterable, Optional, Tuple
 
+from edgeopt import jsontext
 from edgeopt.errors import CorruptArtifact
 
 PIECE_BYTES = 1 << 18
+LONGEST_HEADER_BYTES = 1 << 16
+LONGEST_NAME = 200  # bytes of one part of a path: what file systems take, less what a partial file's name adds
 
 Tell = Callable[[int], None]
 
@@ -40,18 +43,19 @@ def read_files(stream: IO[bytes], folder: Path, *, by_content: bool) -> int:
     """Write what `write_files` sent below `folder`, each in one rename; returns how many.
 
     `by_content` says that names are sha256 digests of the contents. Raises CorruptArtifact where the stream breaks off
-    (the files that were complete are kept), where a digest is another, or a name leads out of the folder.
+    (the files that were complete are kept) or is no such stream, where a digest is another, or a name leads out of the
+    folder.
     """
     count = 0
-    while True:
-        header = json.loads(stream.readline() or b"{}")
-        if header.get("end"):
-            return count
-        if not header:
-            raise CorruptArtifact("the transfer broke off")
-        name, left = str(header["name"]), int(header["size"])
+    while (header := _header(stream)) is not None:
+        name, left = header
         place = folder.joinpath(*inside(name).parts)
-        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise CorruptArtifact(f"{name!r} is below what came as a file") from None
+        if place.is_dir():
+            raise CorruptArtifact(f"{name!r} came as a folder before")
         partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
         digest = hashlib.sha256()
         try:
@@ -69,11 +73,30 @@ def read_files(stream: IO[bytes], folder: Path, *, by_content: bool) -> int:
         finally:
             partial.unlink(missing_ok=True)
         count += 1
+    return count
+
+
+def _header(stream: IO[bytes]) -> Optional[Tuple[str, int]]:
+    """Name and size of the next file, None at the end."""
+    line = stream.readline(LONGEST_HEADER_BYTES)
+    if not line.endswith(b"\n"):
+        raise CorruptArtifact("the transfer broke off")
+    try:
+        header = jsontext.parse(line)
+    except ValueError:
+        header = None
+    if isinstance(header, dict) and header.get("end") is True:
+        return None
+    name, size = (header.get("name"), header.get("size")) if isinstance(header, dict) else (None, None)
+    if not isinstance(name, str) or not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise CorruptArtifact("the transfer is damaged")
+    return name, size
 
 
 def inside(name: str) -> PurePosixPath:
     """A relative path that stays below its folder. Raises CorruptArtifact."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
-        raise CorruptArtifact(f"{name!r} is no name below a folder")
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0) if name.isprintable() else 0
+    if path.is_absolute() or ".." in path.parts or not 0 < longest <= LONGEST_NAME:
+        raise CorruptArtifact(f"{name[:LONGEST_NAME]!r} is no name below a folder")
     return path

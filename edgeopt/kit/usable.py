@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from edgeopt import __version__, backends
-from edgeopt.bench import machine
 from edgeopt.errors import EdgeoptError, WorkerCrashed
+from edgeopt.measuring import machine
 from edgeopt.worker import Limits, Worker
 
 SCHEMA = 1

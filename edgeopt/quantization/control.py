@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgeopt import units
-from edgeopt.bench import quality
 from edgeopt.errors import InputError, StageError
+from edgeopt.measuring import quality
 from edgeopt.quantization import execution, sensitivity
 from edgeopt.quantization.layers import QuantizedModel
 from edgeopt.quantization.sensitivity import Progress, Ranked

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.bench import quality
 from edgeopt.errors import InputError, StageError
+from edgeopt.measuring import quality
 from edgeopt.quantization import layers
 from edgeopt.samples import Samples
 

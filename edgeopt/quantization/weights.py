@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from edgeopt.errors import InputError, StageError
 from edgeopt.stages import Options, Produced, StageJob
@@ -33,30 +33,32 @@ IR_WITH_INT4 = 10
 _PRODUCTS = ("Gemm", "MatMul")
 
 
-class WeightOptions(Options):
-    """`ignore`: regular expressions; nodes whose whole name matches one stay in float."""
+IGNORE = "Regular expressions of whole node names: these stay in float."
+OVERFLOW_FIX = "Weights keep to 7 bits, for x86 without VNNI; auto decides by the target's instruction sets."
 
-    ignore: tuple[str, ...] = ()
+
+class WeightOptions(Options):
+    """Weights alone in 8-bit integers, activations as they were."""
+
+    ignore: tuple[str, ...] = Field(default=(), description=IGNORE, examples=[["fc"]])
 
 
 class Int4Options(WeightOptions):
-    """`group_size`: how many weights of a matrix product share a scale."""
+    """The weights of matrix products in 4-bit integers, those of convolutions in 8 bits."""
 
-    group_size: GroupSize = DEFAULT_GROUP
+    group_size: GroupSize = Field(
+        default=DEFAULT_GROUP, description="How many 4-bit weights of a matrix product share a scale."
+    )
 
     def told(self) -> Mapping[str, str]:
         return {"group_size": f"g{self.group_size}"}
 
 
 class DynamicOptions(Int4Options):
-    """Activations are quantized at run time, each by the range that it then has.
+    """Weights in integers, and activations at run time, each by the range that it then has."""
 
-    `bits` are those of the weights; 4 is for matrix products that wait for memory. `overflow_fix`: 7-bit weights, for
-    x86 without VNNI; "auto" decides by the target's instruction sets.
-    """
-
-    bits: Literal[8, 4] = 8
-    overflow_fix: Literal["auto", "enable", "disable"] = "auto"
+    bits: Literal[8, 4] = Field(default=8, description="Of the weights; 4 is for matrix products that wait for memory.")
+    overflow_fix: Literal["auto", "enable", "disable"] = Field(default="auto", description=OVERFLOW_FIX)
 
     @model_validator(mode="after")
     def _groups_are_of_4_bits(self) -> DynamicOptions:

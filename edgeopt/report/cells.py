@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgeopt import units
-from edgeopt.budget import QUANTITIES
+from edgeopt.budget import Limit
 from edgeopt.text import plain
 
 SHOWN = 4  # layers by name, of those that a line is about
@@ -41,15 +42,17 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One candidate as text."""
+    """One candidate as text. `numbers` are those behind the cells, in ns, bytes, dB and fractions of one; what was not
+    measured is not there."""
 
     id: str
     status: str
     baseline: bool
     cells: Mapping[str, str]
+    numbers: Mapping[str, float]
 
 
-def rows_of(document: Mapping[str, Any]) -> tuple[Row, ...]:
+def rows_of(document: Mapping[str, Any], *, baseline_first: bool = True) -> tuple[Row, ...]:
     """Rows in the order a person reads them: baseline, winner, fallbacks by rank, outside, failed, skipped."""
     order = {name: rank for rank, name in enumerate([document["winner"], *document["fallbacks"]])}
     kinds = ("chosen", "inside", "outside", "failed", "skipped")
@@ -57,7 +60,7 @@ def rows_of(document: Mapping[str, Any]) -> tuple[Row, ...]:
     def place(candidate: Mapping[str, Any]) -> tuple[Any, ...]:
         latency = _value(candidate, "p50")
         return (
-            candidate["id"] != document["baseline"],
+            baseline_first and candidate["id"] != document["baseline"],
             kinds.index(candidate["status"]),
             order.get(candidate["id"], len(order)),
             latency if latency is not None else float("inf"),
@@ -107,33 +110,71 @@ def _was_planned(candidate: Mapping[str, Any]) -> bool:
 
 def summary_of(document: Mapping[str, Any]) -> list[str]:
     """The verdict in words, ties, how near each came that is outside, warnings, the time spent."""
-    lines = [f"{'Winner: ' + document['winner'] if document['winner'] else 'No winner'}: {document['why']}."]
-    lines += [f"{found['label']}: {found['why']}." for found in document.get("search", [])]
+    winner = f"Winner: {document['winner']}" if document["winner"] else "No winner"
+    return [
+        plain(f"{winner}: {document['why']}."),
+        *search_lines(document),
+        *rejected_lines(document),
+        *slower_lines(document),
+        *placement_lines(document),
+        *notes(document),
+    ]
+
+
+def search_lines(document: Mapping[str, Any]) -> list[str]:
+    """What was found by measuring before anything was trained."""
+    return [plain(f"{found['label']}: {found['why']}.") for found in document.get("search", [])]
+
+
+def rejected_lines(document: Mapping[str, Any]) -> list[str]:
+    """How near each came that is outside, and why each failed, with a line for its log."""
+    lines = []
+    for told, log in rejected(document):
+        lines += [f"  {told}", *([f"    log: {log} in the run's folder"] if log else [])]
+    return lines
+
+
+def rejected(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What to say of each candidate that is outside or failed, and its log, empty where there is none."""
     for candidate in document["candidates"]:
         if candidate["status"] in ("outside", "failed"):
             nearest = " (nearest)" if candidate["id"] == document["nearest"] else ""
-            lines.append(f"  {candidate['id']}{nearest} {candidate['status']}: {'; '.join(candidate['reasons'])}")
-            if candidate.get("log"):
-                lines.append(f"    log: {candidate['log']} in the run's folder")
-    for warning in document.get("warnings", []):
-        lines.append(f"Warning: {warning}")
+            told = f"{candidate['id']}{nearest} {candidate['status']}: {'; '.join(candidate['reasons'])}"
+            yield plain(told), plain(candidate.get("log") or "")
+
+
+def slower_lines(document: Mapping[str, Any]) -> list[str]:
+    """The quantized candidates that are slower than the same one without quantization."""
+    lines = []
+    for candidate in document["candidates"]:
+        over = candidate.get("over_float")
+        if over and over["verdict"] == "slower":
+            told = f"{candidate['artifact']['precision']} is slower here than no quantization"
+            lines.append(plain(f"  {candidate['id']}: {told}, {over['value']:.2f}x the speed of {over['against']}"))
+    return lines
+
+
+def placement_lines(document: Mapping[str, Any]) -> list[str]:
+    """The candidates of which some operators do not run where, or as what, they should."""
+    told = {c["id"]: (c.get("placement") or {}).get("exceptions") for c in document["candidates"]}
+    return [plain(f"  {name}: {'; '.join(exceptions)}") for name, exceptions in told.items() if exceptions]
+
+
+def notes(document: Mapping[str, Any]) -> list[str]:
+    """The warnings, and the time spent."""
     seconds, reused = document["seconds"], document["reused"]
     built = f"{reused['steps']} of {reused['of']} steps reused"
     measured = "reused; --remeasure measures again" if reused["measurements"] else "now"
-    lines.append(
+    return [
+        *(plain(f"Warning: {warning}") for warning in document.get("warnings", [])),
         f"Built in {seconds['build']:.1f} s ({built}), measured in {seconds['measure']:.1f} s ({measured}), "
-        f"{seconds['total']:.1f} s in all."
-    )
-    return [plain(line) for line in lines]
+        f"{seconds['total']:.1f} s in all.",
+    ]
 
 
 def budget_lines(document: Mapping[str, Any]) -> list[str]:
     """The limits of the budget as text."""
-    lines = []
-    for name, bound in document["budget"]["limits"].items():
-        quantity = QUANTITIES[name]
-        lines.append(f"{name} {'≤' if quantity.lower_is_better else '≥'} {quantity.format(bound)}")
-    return lines
+    return [str(Limit(name, bound)) for name, bound in document["budget"]["limits"].items()]
 
 
 def quality_text(quality: Mapping[str, Any] | None) -> str:
@@ -169,10 +210,29 @@ def _sqnr_text(quality: Mapping[str, Any] | None) -> str:
 
 
 def speedup_text(speedup: Mapping[str, Any] | None) -> str:
-    """ "5.41x", with a question mark where the comparison is inconclusive."""
+    """ "5.41x", with a question mark where the comparison is inconclusive, and "~5.41x" where it is not precise."""
     if speedup is None:
         return ""
-    return f"{speedup['value']:.2f}x" + ("?" if speedup["verdict"] == "inconclusive" else "")
+    if speedup["verdict"] == "inconclusive":
+        return f"{speedup['value']:.2f}x?"
+    wide = speedup["low"] is not None and not speedup.get("precise", True)
+    return f"{'~' if wide else ''}{speedup['value']:.2f}x"
+
+
+def smaller_text(times: float | None) -> str:
+    """ "3.44x smaller", "1.01x larger"."""
+    if not times:
+        return ""
+    if round(times, 2) == 1:
+        return "same size"
+    return f"{times:.2f}x smaller" if times >= 1 else f"{1 / times:.2f}x larger"
+
+
+def quality_change_text(change: float | None, metric: str | None) -> str:
+    """ "-0.56 points" of a share, "+1.2 dB" of a ratio."""
+    if change is None:
+        return ""
+    return f"{change:+.1f} dB" if metric == "sqnr" else f"{change * 100:+.2f} points"
 
 
 def _row(candidate: Mapping[str, Any], document: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> Row:
@@ -195,7 +255,24 @@ def _row(candidate: Mapping[str, Any], document: Mapping[str, Any], baseline: Ma
         "verdict": _verdict(candidate, document),
     }
     cells = {key: plain(text) for key, text in cells.items()}
-    return Row(candidate["id"], candidate["status"], is_baseline, cells)
+    return Row(candidate["id"], candidate["status"], is_baseline, cells, _numbers(candidate, is_baseline, original))
+
+
+def _numbers(candidate: Mapping[str, Any], is_baseline: bool, original: Mapping[str, Any] | None) -> dict[str, float]:
+    quality, artifact, speedup = candidate.get("quality") or {}, candidate.get("artifact"), candidate.get("speedup")
+    found = {
+        "p50": _value(candidate, "p50"),
+        "p95": _value(candidate, "p95"),
+        "speedup": speedup["value"] if speedup else 1.0 if is_baseline else None,
+        "size": artifact["size_bytes"] if artifact else None,
+        "smaller": original["size_bytes"] / artifact["size_bytes"] if artifact and original else None,
+        "memory": candidate.get("peak_memory_bytes"),
+        "quality": quality.get("value"),
+        "drop": quality.get("drop"),
+        "fidelity": quality.get("fidelity"),
+        "sqnr": math.inf if quality.get("exact") else quality.get("sqnr_db"),
+    }
+    return {key: number for key, number in found.items() if number is not None}
 
 
 def _verdict(candidate: Mapping[str, Any], document: Mapping[str, Any]) -> str:
@@ -210,7 +287,8 @@ def _verdict(candidate: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     if status == "outside":
         broken = [judged["quantity"] for judged in candidate["budget"] if not judged["passed"]]
         return f"{told}: {', '.join(broken)}"
-    return told
+    undecided = [judged["quantity"] for judged in candidate["budget"] if judged.get("undecided")]
+    return f"{told}, undecided: {', '.join(undecided)}" if undecided else told
 
 
 def _value(candidate: Mapping[str, Any], name: str) -> float | None:

@@ -1,20 +1,22 @@
 """What a person sees while a run goes on: a tree of candidates with their state, the running step's bar and time left.
 
-Written to standard error, and only to a terminal; piped, nothing is written.
+Written to standard error, and only to a terminal; piped, nothing is written unless lines are asked for.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeopt.errors import EdgeoptError, NoTimeLeft
 from edgeopt.plan import IMPORT, Plan, PlanStep
+from edgeopt.text import first_line, plain
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,9 +44,13 @@ class Display(Protocol):
     def failed(self, job: str, error: EdgeoptError) -> None: ...
 
 
-def display(*, quiet: bool) -> Display:
-    """A live tree where standard error is a terminal, nothing otherwise."""
-    return Silent() if quiet or not sys.stderr.isatty() else Tree()
+def display(*, quiet: bool, verbose: bool = False) -> Display:
+    """A live tree where standard error is a terminal that can draw one. Lines where `verbose` is asked for, or the
+    terminal is a dumb one. Nothing otherwise."""
+    is_terminal = sys.stderr.isatty()
+    if quiet or not (verbose or is_terminal):
+        return Silent()
+    return Lines() if verbose or os.environ.get("TERM") == "dumb" else Tree()
 
 
 class Silent:
@@ -70,6 +76,36 @@ class Silent:
 
     def failed(self, job: str, error: EdgeoptError) -> None:
         pass
+
+
+class Lines(Silent):
+    """Writes a line for each thing that is done, as a log has it."""
+
+    def planned(self, plan: Plan, title: str) -> None:
+        self._write(f"{title}: {len(plan.candidates)} candidates")
+
+    def finished(self, job: str, *, reused: bool, seconds: float) -> None:
+        self._write(f"{job}: {'reused' if reused else f'{seconds:.1f} s'}")
+
+    def failed(self, job: str, error: EdgeoptError) -> None:
+        self._write(f"{job}: {'skipped' if isinstance(error, NoTimeLeft) else 'failed'}: {first_line(error)}")
+
+    def _write(self, line: str) -> None:
+        sys.stderr.write(f"{plain(line)}\n")
+        sys.stderr.flush()
+
+
+class Telling(Silent):
+    """Tells a function what is being done, and how far it is: a fraction of one, None where that is unknown."""
+
+    def __init__(self, tell: Callable[[str, float | None], None]) -> None:
+        self._tell = tell
+
+    def planned(self, plan: Plan, title: str) -> None:
+        self._tell(f"{title}: {len(plan.candidates)} candidates", None)
+
+    def progressed(self, job: str, fraction: float | None, text: str) -> None:
+        self._tell(f"{job}: {text}", fraction)
 
 
 @dataclass

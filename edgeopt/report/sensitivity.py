@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".svg", ".html")
 BAR_WIDTH = 16
+WIDE = 110  # columns from which there is room for bars
 _ROW, _LABELS, _BARS, _TOP = 18, 260, 460, 56  # pixels of the plot
 _CURVE_HEIGHT = 220
 
@@ -40,12 +41,14 @@ def print_ranking(found: Mapping[str, Any], console: Console) -> None:
     all_macs = None if any(count is None for count in macs) else sum(macs)
     left = {point["float_layers"]: point["snr_db"] for point in found["curve"]}
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("layer", overflow="fold")
+    table.add_column("layer", overflow="fold", min_width=10)
     table.add_column("operator")
     for title in ("alone", "params", "MACs", "noise", "sum"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("in float so far", justify="right", no_wrap=True)
+    bars = console.width >= WIDE
+    if bars:
+        table.add_column("", no_wrap=True)
+    table.add_column("in float so far", justify="right", min_width=9)
     so_far, most = 0.0, max(shares, default=0.0)
     for index, (layer, share) in enumerate(zip(layers, shares), 1):
         so_far += share
@@ -57,7 +60,7 @@ def print_ranking(found: Mapping[str, Any], console: Console) -> None:
             _percent(layer["macs"], all_macs),
             _percent(share, 1.0),
             _percent(so_far, 1.0),
-            "█" * round(BAR_WIDTH * share / most) if most else "",
+            *(["█" * round(BAR_WIDTH * share / most) if most else ""] if bars else []),
             _decibels(left[index]) if index in left else "",
         )
     name = plain(str(found["name"]))

@@ -19,7 +19,7 @@ BEFORE_WRAPPING = LEFT_OUT_FIRST[:5]
 GAP = 2  # between columns
 NARROWEST = {"id": 40, "verdict": 18}  # these are wrapped where there is no room, the others never
 
-_STYLES = {"chosen": "bold green", "inside": "", "outside": "yellow", "failed": "red", "skipped": "dim"}
+_STYLES = {"chosen": "bold green", "inside": "", "outside": "dark_orange3", "failed": "red", "skipped": "dim"}
 
 
 def print_result(document: Mapping[str, Any], console: Console) -> None:
@@ -28,11 +28,13 @@ def print_result(document: Mapping[str, Any], console: Console) -> None:
 
     rows = rows_of(document)
     console.print(_table(document, rows, width=console.width))
+    as_is = not console.is_terminal  # piped, a line stays one line
     for line in left_out_lines(document):
-        console.print(Text(line, style="dim"), soft_wrap=True)
+        console.print(Text(line, style="dim"), soft_wrap=as_is)
     for line in summary_of(document):
-        console.print(Text(line), soft_wrap=True)
-    run = plain(os.path.relpath(document["run"]))
+        console.print(Text(line), soft_wrap=as_is)
+    near = os.path.relpath(document["run"])
+    run = plain(document["run"] if near.startswith(os.pardir) else near)
     console.print(Text(f"Run: {run}" + (f"   Bundle: {run}/best" if document["winner"] else "")), soft_wrap=True)
 
 

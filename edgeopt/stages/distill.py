@@ -34,20 +34,23 @@ RECOVERS = True
 
 
 class DistillOptions(DistillationOptions):
-    """How to train: as any distillation, and what this stage alone does.
-
-    `features`: regular expressions; what the layers give whose whole name matches one is made like what the original's
-    give, by attention maps, with the weight `beta`; the original then runs in torch in every step. `finetune`: a
-    function of the user's, called with model, teacher and data, that returns the trained model. `always`: also where
-    nothing was pruned.
-    """
+    """How the pruned network is trained after a teacher."""
 
     always_named: ClassVar[tuple[str, ...]] = ("epochs",)
 
-    features: tuple[str, ...] = ()
-    beta: float = Field(default=10.0, gt=0)
-    finetune: Location | None = None
-    always: bool = False
+    features: tuple[str, ...] = Field(
+        default=(),
+        description="Regular expressions of whole layer names: what these give is made like what the original's give, "
+        "by attention maps. The original then runs in torch in every step.",
+        examples=[["stages\\.[0-9]"]],
+    )
+    beta: float = Field(default=10.0, gt=0, description="Weight of the features.")
+    finetune: Location | None = Field(
+        default=None,
+        description="A training loop of your own: called with model, teacher and data, it returns the trained model.",
+        examples=["my_training.py:train"],
+    )
+    always: bool = Field(default=False, description="Train also where nothing was pruned.")
 
     @model_validator(mode="after")
     def _features_alone(self) -> DistillOptions:

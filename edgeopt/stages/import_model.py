@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeopt import formats
 from edgeopt.formats import ModelRef
-from edgeopt.worker import Channel
+from edgeopt.worker import Channel, peak_memory_bytes
 
 VERSION = 1
 
@@ -24,17 +25,23 @@ def tools(model: str) -> Sequence[str]:
 def run(args: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """Import {"model", "weights", "samples": a folder or None} into the folder "out".
 
-    Returns {"produced": the fields of `Produced`, "sources": the files beside the model that it was made of}.
+    Returns {"produced": the fields of `Produced`, "sources": the files beside the model that it was made of,
+    "peak_memory_bytes": of this process}.
     """
     imported = formats.bring_in(_ref(args), _folder(args.get("samples")), Path(args["out"]), channel.progress)
-    return {"produced": imported.produced.to_json(), "sources": [str(path) for path in imported.sources]}
+    return {
+        "produced": imported.produced.to_json(),
+        "sources": [str(path) for path in imported.sources],
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
 
 
 def inspect(args: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """Describe {"model", "weights", "samples": a folder with an example, or None}: the fields of `Summary`."""
     channel.progress(None, "reading the model")
-    module = formats.find(formats.format_of(args["model"]))
-    return module.inspect(_ref(args), _folder(args.get("samples"))).to_json()
+    kind = formats.format_of(args["model"])
+    with contextlib.nullcontext() if kind == "torch" else formats.reading(args["model"]):  # a factory is no file
+        return formats.find(kind).inspect(_ref(args), _folder(args.get("samples"))).to_json()
 
 
 def _ref(args: Mapping[str, Any]) -> ModelRef:

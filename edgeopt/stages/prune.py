@@ -53,36 +53,75 @@ NOT_OF_BLOCKS = (*OF_CHANNELS_ALONE, "scope")
 
 
 class PruneOptions(Options):
-    """What to remove. Exactly one of `TARGETS` is given: `channels` ("30 %") and `speedup` ("2x", by
-    multiply-accumulates) remove channels; `sparsity` ("80 %") and `pattern` ("2:4") mask weights, by magnitude.
+    """What to remove: exactly one of channels, speedup, latency, size, blocks, sparsity and pattern is given.
 
-    `latency` ("0.1 ms", the median) and `size` ("300 KB") remove as few channels as will do, found by measuring.
-    `blocks` is how many residual blocks leave: fewer layers, not narrower ones.
-    `channels: auto` measures some fractions, and keeps at most `rungs` of those that pay.
-
-    `importance`: "l2", the L2 norm of all weights of a channel; "bn", the scale of its batch norm; "taylor", the change
-    of the loss to first order; "random", the control, by `seed`. `scope`: "local" removes the same fraction
-    everywhere, "global" ranks the channels of all layers together. Channels that are left are a multiple of `round_to`.
-    `ignore`: regular expressions; layers whose whole name matches one, and those inside them, keep their outputs.
-    `steps`: in so many steps, each ranked anew. `recalibrate`: measure the batch norms again after each. Masks have no
-    `importance`, `round_to`, `steps` and `seed`, and `pattern` no `scope`.
+    Masks (sparsity, pattern) have no importance, round_to, steps and seed, and a pattern has no scope.
     """
 
-    channels: str | None = None
-    speedup: str | None = None
-    sparsity: str | None = None
-    pattern: str | None = None
-    latency: str | None = Field(default=None, exclude=True)  # found out before it is built: no part of a step's key
-    size: str | None = Field(default=None, exclude=True)
-    blocks: int | None = Field(default=None, ge=0)
-    rungs: int = Field(default=3, ge=1, le=8, exclude=True)
-    importance: Literal["l2", "bn", "taylor", "random"] = "l2"
-    scope: Literal["local", "global"] = "local"
-    round_to: int = Field(default=8, ge=1, le=256)
-    ignore: tuple[str, ...] = ()
-    steps: int = Field(default=1, ge=1, le=20)
-    seed: int = Field(default=0, ge=0)
-    recalibrate: bool = True
+    channels: str | None = Field(
+        default=None,
+        description="The share of the channels that leave; auto measures some shares, and keeps those that pay.",
+        examples=[TARGETS["channels"], AUTO],
+    )
+    speedup: str | None = Field(
+        default=None,
+        description="As many channels leave as make the multiply-accumulates so many times fewer.",
+        examples=[TARGETS["speedup"]],
+    )
+    sparsity: str | None = Field(
+        default=None,
+        description="The share of the weights that become zero, the smallest ones.",
+        examples=[TARGETS["sparsity"]],
+    )
+    pattern: str | None = Field(
+        default=None,
+        description="So many of each so many weights along the input channels stay, the largest ones.",
+        examples=[TARGETS["pattern"]],
+    )
+    # What is found out before anything is built is no part of a step's key.
+    latency: str | None = Field(
+        default=None,
+        exclude=True,
+        description="As few channels leave as make the fastest artifact so fast (p50), as measured on the target.",
+        examples=[TARGETS["latency"]],
+    )
+    size: str | None = Field(
+        default=None,
+        exclude=True,
+        description="As few channels leave as make the smallest artifact so small.",
+        examples=[TARGETS["size"]],
+    )
+    blocks: int | None = Field(
+        default=None,
+        ge=0,
+        description="So many residual blocks leave, those that cost the outputs least.",
+        examples=[int(TARGETS["blocks"])],
+    )
+    rungs: int = Field(
+        default=3,
+        ge=1,
+        le=8,
+        exclude=True,
+        description="With `channels: auto`: how many of the shares that pay are built.",
+    )
+    importance: Literal["l2", "bn", "taylor", "random"] = Field(
+        default="l2",
+        description="How channels are ranked: l2, the norm of all their weights; bn, the scale of their batch norm; "
+        "taylor, the change of the loss to first order; random, the control.",
+    )
+    scope: Literal["local", "global"] = Field(
+        default="local",
+        description="local removes the same share in every layer, global ranks the channels of all layers together.",
+    )
+    round_to: int = Field(default=8, ge=1, le=256, description="Channels that are left are a multiple of it.")
+    ignore: tuple[str, ...] = Field(
+        default=(),
+        description="Regular expressions of whole layer names: these, and the layers inside them, keep their outputs.",
+        examples=[["fc", "head\\..*"]],
+    )
+    steps: int = Field(default=1, ge=1, le=20, description="Removed in so many steps, each ranked anew.")
+    seed: int = Field(default=0, ge=0, description="Of the random importance.")
+    recalibrate: bool = Field(default=True, description="Measure the batch norms again after each step.")
 
     @field_validator("channels", "sparsity", mode="before")
     @classmethod

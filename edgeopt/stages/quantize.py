@@ -45,30 +45,48 @@ _NO_ARITHMETIC = frozenset({*_FUSED, *_MOVING, "Constant", "ConstantOfShape", "S
 
 
 class Int8Options(Options):
-    """How to quantize.
+    """Weights and activations in 8-bit integers, calibrated on samples."""
 
-    `ranges`: which values of an activation are represented, those beyond saturate. "mse" and "entropy", what changes
-    the values or their distribution least; "percentile", all but a few (`percentile`, 99.99 where not told): these read
-    a histogram of all values. "min-max", of all samples; "mean-min-max", the smallest and the largest of each sample,
-    averaged; "moving-average", with the last samples weighing most.
-    `equalize`: give the channels between two layers like weight ranges first. `smooth`: the alpha of SmoothQuant, which
-    moves outlier channels after a LayerNormalization into the weights that read them.
-    `bias_correction`: "full" measures a layer's error after those before it are corrected, "fast" each layer's alone.
-    `overflow_fix`: 7-bit weights, for x86 without VNNI; "auto" decides by the target's instruction sets.
-    `ignore`: regular expressions; nodes whose whole name matches one stay in float.
-    `max_drop` ("1 %" of top-1: accuracy with labels, else agreement with the float model) and `min_snr` ("20 dB" at the
-    worst output): as many layers as that takes are kept in float, judged on the role `tuning`.
-    """
-
-    ranges: posttraining.Ranges = "mse"
-    percentile: float | None = Field(default=None, gt=50, le=100)
-    equalize: bool = False
-    smooth: float | None = Field(default=None, ge=0, le=1)
-    bias_correction: Literal["full", "fast", "none"] = "full"
-    overflow_fix: Literal["auto", "enable", "disable"] = "auto"
-    ignore: tuple[str, ...] = ()
-    max_drop: str | None = None
-    min_snr: str | None = None
+    ranges: posttraining.Ranges = Field(
+        default="mse",
+        description="Which values of an activation are represented; those beyond saturate. mse and entropy: what "
+        "changes the values or their distribution least; percentile: all but a few; min-max: all; mean-min-max: the "
+        "smallest and the largest of each sample, averaged; moving-average: the last samples weigh most.",
+    )
+    percentile: float | None = Field(
+        default=None,
+        gt=50,
+        le=100,
+        description=f"With `ranges: percentile`: how many % of the values are represented; else {PERCENTILE}.",
+        examples=[99.9],
+    )
+    equalize: bool = Field(
+        default=False, description="First give the channels between two layers weight ranges that are alike."
+    )
+    smooth: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="The alpha of SmoothQuant: outlier channels of a LayerNormalization go into the weights after it.",
+        examples=[0.9],
+    )
+    bias_correction: Literal["full", "fast", "none"] = Field(
+        default="full",
+        description="full measures a layer's error with those before it corrected, fast each layer's alone.",
+    )
+    overflow_fix: Literal["auto", "enable", "disable"] = Field(default="auto", description=weights.OVERFLOW_FIX)
+    ignore: tuple[str, ...] = Field(default=(), description=weights.IGNORE, examples=[["fc"]])
+    max_drop: str | None = Field(
+        default=None,
+        description="As few layers stay in float as keep top-1 within it, judged on the tuning data: accuracy with "
+        "labels, else agreement with the float model.",
+        examples=["1 %"],
+    )
+    min_snr: str | None = Field(
+        default=None,
+        description="As few layers stay in float as give so much signal to noise at the worst output.",
+        examples=["20 dB"],
+    )
 
     @field_validator("max_drop", mode="before")
     @classmethod
@@ -114,13 +132,12 @@ class Int8Options(Options):
 
 
 class QatOptions(Int8Options, DistillationOptions):
-    """As int8, then trained with its quantizers in place: what rounding cost is learned away, after a teacher.
+    """As int8, then trained with its quantizers in place: what rounding cost is learned away, after a teacher."""
 
-    How to train is told as in `distill`.
-    """
-
-    epochs: int = Field(default=2, ge=1, le=10_000)
-    learning_rate: float = Field(default=3e-4, gt=0)
+    epochs: int = Field(default=2, ge=1, le=10_000, description=DistillationOptions.model_fields["epochs"].description)
+    learning_rate: float = Field(
+        default=3e-4, gt=0, description=DistillationOptions.model_fields["learning_rate"].description
+    )
 
     def told(self) -> Mapping[str, str]:
         return {**Int8Options.told(self), **DistillationOptions.told(self)}

@@ -33,31 +33,43 @@ TEACHERS_BACKENDS = ("openvino", "onnxruntime")
 
 
 class DistillationOptions(Options):
-    """How to train.
+    """How to train after a teacher."""
 
-    `alpha` is the weight of the teacher against that of the labels, `temperature` how soft the teacher's classes are
-    made. `loss`: "auto" takes kl for class scores and mse for other outputs. `learning_rate` is the peak of one cycle.
-    `augment`: random flips, shifts by up to a 14th, or crops of the training images. `ema`: decay of the averaged
-    weights, 0 for none. `patience`: epochs without a better held-out loss, after which it stops; 0 for never.
-    `samples`: so many of the training samples, drawn by `seed`; None takes all. `labels`: "required" refuses data
-    without. `teacher`: "original", or a model file.
-    """
-
-    epochs: int = Field(default=5, ge=1, le=10_000)
-    temperature: float = Field(default=4.0, gt=0, le=100)
-    alpha: float = Field(default=0.7, ge=0, le=1)
-    loss: Literal["auto", "kl", "mse", "cosine"] = "auto"
-    learning_rate: float = Field(default=2e-3, gt=0)
-    batch: int = Field(default=128, ge=1)
-    augment: Literal["none", "flip", "shift", "crop", "flip_shift"] = "none"
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    ema: float = Field(default=0.99, ge=0, lt=1)
-    patience: int = Field(default=5, ge=0)
-    samples: int | None = Field(default=None, ge=2)
-    labels: Literal["optional", "required"] = "optional"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    teacher: Location = ORIGINAL
-    seed: int = Field(default=0, ge=0)
+    epochs: int = Field(default=5, ge=1, le=10_000, description="Times that the training samples are gone through.")
+    temperature: float = Field(default=4.0, gt=0, le=100, description="How soft the teacher's classes are made.")
+    alpha: float = Field(
+        default=0.7, ge=0, le=1, description="Weight of the teacher; the labels, where there are any, have the rest."
+    )
+    loss: Literal["auto", "kl", "mse", "cosine"] = Field(
+        default="auto", description="How far from the teacher: auto takes kl for class scores, mse for other outputs."
+    )
+    learning_rate: float = Field(default=2e-3, gt=0, description="The peak of its one cycle.")
+    batch: int = Field(
+        default=128, ge=1, description="Samples in a step of training; fewer where the model's batch is."
+    )
+    augment: Literal["none", "flip", "shift", "crop", "flip_shift"] = Field(
+        default="none", description="Training images are flipped, shifted by up to a 14th or cropped at random."
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="The share of a label that is spread over all classes."
+    )
+    ema: float = Field(default=0.99, ge=0, lt=1, description="Decay of the averaged weights, 0 for no averaging.")
+    patience: int = Field(
+        default=5, ge=0, description="It stops after so many epochs without a better held-out loss; 0 for never."
+    )
+    samples: int | None = Field(
+        default=None, ge=2, description="So many of the training samples, drawn by the seed; all where it is left out."
+    )
+    labels: Literal["optional", "required"] = Field(
+        default="optional", description="Required refuses training data without labels."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="What is computed in while training; auto takes bf16 where the processor has it."
+    )
+    teacher: Location = Field(
+        default=ORIGINAL, description="What is followed: the original, or a model file.", examples=["bigger.onnx"]
+    )
+    seed: int = Field(default=0, ge=0, description="Of the order of samples, augmentation and what is held out.")
 
     def told(self) -> Mapping[str, str]:
         return {"augment": self.augment.replace("_", "-")}

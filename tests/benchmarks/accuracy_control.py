@@ -142,7 +142,7 @@ def nncfs(folder: Path, drop: float) -> dict[str, Any]:
 
 def judge(folder: Path, path: str) -> dict[str, Any]:
     """What a result is, and how faithful it is on both sets."""
-    from edgeopt.bench import quality
+    from edgeopt.measuring import quality
     from edgeopt.quantization import execution
     from edgeopt.samples import Samples
     from edgeopt.stages.quantize import count_operators

@@ -25,7 +25,7 @@ import numpy as np
 from quantizers import artifact, job, recalled, scores
 
 from edgeopt.artifact import TensorSpec
-from edgeopt.bench import machine, quality, session
+from edgeopt.measuring import machine, quality, session
 from edgeopt.samples import Samples
 from edgeopt.stages import compile, quantize
 

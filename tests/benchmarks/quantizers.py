@@ -23,7 +23,7 @@ from typing import Any
 
 from edgeopt import backends, catalog, devices, recipe, store
 from edgeopt.artifact import Artifact, MadeBy, TensorSpec, list_files
-from edgeopt.bench import machine, quality, session
+from edgeopt.measuring import machine, quality, session
 from edgeopt.pipeline import Built, Prepared, built, find_data, find_import, prepared
 from edgeopt.plan import make
 from edgeopt.samples import Samples, adapt, restore

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeopt import bundle, recipe, store
-from edgeopt.bench import machine, session
+from edgeopt.measuring import machine, session
 from edgeopt.pipeline import built, find_data, find_import, prepared
 from edgeopt.plan import make
 

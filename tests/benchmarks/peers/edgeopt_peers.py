@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from edgeopt.backends import BoundRun
+
 
 class OnnxRuntimeDefault:
     """An InferenceSession without any setting: every core, every default."""
@@ -27,8 +29,7 @@ class _Session:
         return self._session.run(None, dict(feeds))
 
     def bind(self, feeds):
-        feeds = dict(feeds)
-        return lambda: self._session.run(None, feeds)
+        return BoundRun(self.run, feeds)
 
 
 class TorchEager:
@@ -58,18 +59,13 @@ class _Eager:
         self._model = model
 
     def run(self, feeds):
-        return self.bind(feeds)()
-
-    def bind(self, feeds):
         import torch
 
-        inputs = [torch.from_numpy(value) for value in feeds.values()]
+        with torch.inference_mode():
+            return self._model(*(torch.from_numpy(value) for value in feeds.values()))
 
-        def call():
-            with torch.inference_mode():
-                return self._model(*inputs)
-
-        return call
+    def bind(self, feeds):
+        return BoundRun(self.run, feeds)
 
 
 ONNXRUNTIME_DEFAULT = OnnxRuntimeDefault()

@@ -1,0 +1,1 @@
+"""Measuring: the sampler, a candidate's process, quality, the machine's state."""
