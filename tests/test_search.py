@@ -143,7 +143,7 @@ def test_a_training_that_runs_out_of_time_goes_on_in_a_later_run(tmp_path: Path,
     """The training takes 20 s, the first run has less for it: what it did is not done again."""
     found = run(tmp_path, cache, "{share: 25 %}", "--time", "14 s", practise="{seconds: 20}")
     assert names(found) == {"onnxruntime"}
-    assert found["seconds"]["total"] < 17
+    assert found["seconds"]["total"] < 20
     assert names(found, "skipped") == {"narrow25-practised-onnxruntime"}
     told = reason(found, "narrow25-practised-onnxruntime")
     assert told.startswith("no time left: --time 14 s: practise was stopped on the way")

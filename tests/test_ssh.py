@@ -23,6 +23,7 @@ from test_device_kit import environment
 from edgeopt import catalog, devices
 from edgeopt.__main__ import main
 from edgeopt.devices import openssh
+from edgeopt.devices.ssh import read_answer
 from edgeopt.errors import CorruptArtifact, EdgeoptError
 from edgeopt.kit import remote
 from edgeopt.kit.transfer import read_files, write_files
@@ -310,3 +311,12 @@ def test_no_file_is_written_outside(tmp_path, name):
     stream.seek(0)
     with pytest.raises(CorruptArtifact, match="no name below"):
         read_files(stream, tmp_path / "there", by_content=False)
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "[]", "null", "{}", '{"groups": 3}', '{"groups": [{"rounds": []}]}', "[" * 100_000, '{"a": NaN}']
+)
+def test_an_answer_that_is_no_session_is_told(answer, tmp_path):
+    (tmp_path / "session.json").write_text(answer)
+    with pytest.raises(CorruptArtifact, match="what the device answered is not a session"):
+        read_answer(tmp_path / "session.json", tmp_path)

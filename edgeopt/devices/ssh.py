@@ -21,15 +21,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from edgeopt import backends
+from edgeopt import backends, jsontext
 from edgeopt.artifact import sha256_of_file
 from edgeopt.conditions import Machine
 from edgeopt.devices import Call
 from edgeopt.devices.openssh import Connection, Master, address_of
-from edgeopt.errors import EdgeoptError, InputError, Interrupted, MissingDependency, TargetUnreachable
+from edgeopt.errors import (
+    CorruptArtifact,
+    EdgeoptError,
+    InputError,
+    Interrupted,
+    MissingDependency,
+    TargetUnreachable,
+)
 from edgeopt.kit import measure, remote, subjects
 from edgeopt.measuring import session
 from edgeopt.target import Target
+from edgeopt.text import named_line
 from edgeopt.units import format_size
 from edgeopt.worker import Channel
 
@@ -128,7 +136,7 @@ class SshDevice:
             connection.get(found["results"], Path(folder))
             for path in (Path(folder) / "log").glob("*.log"):
                 (logs / path.name).write_bytes(path.read_bytes())
-            return remote.read_session(json.loads((Path(folder) / remote.RESULT).read_text()), logs)
+            return read_answer(Path(folder) / remote.RESULT, logs)
 
     def alone(self, function: str, args: Mapping[str, Any], call: Call) -> dict[str, Any]:
         connection = self._connected()
@@ -205,6 +213,17 @@ class SshDevice:
         self._found = found
         self._runtimes |= found["backends"]
         return found
+
+
+def read_answer(path: Path, logs: Path) -> session.SessionResult:
+    """The session that a device sent. Raises CorruptArtifact where the file is anything else."""
+    try:
+        return remote.read_session(jsontext.parse(path.read_text(encoding="utf-8")), logs)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CorruptArtifact(
+            f"what the device answered is not a session: {named_line(error)}",
+            remedy="Run the same command again; what is built is kept.",
+        ) from error
 
 
 def run_quality(args: Mapping[str, Any], channel: Channel) -> dict[str, Any]:

@@ -127,7 +127,8 @@ class Practise:
         before = int(done.read_text()) if done.exists() else 0
         for tenth in range(before, round(job.options.seconds * 10)):
             time.sleep(0.1)
-            done.write_text(str(tenth + 1))
+            done.with_suffix(".new").write_text(str(tenth + 1))
+            done.with_suffix(".new").replace(done)
         shutil.copyfile(job.parent_folder / job.parent.main, job.out / "model.onnx")
         details = {"before": before}
         return Produced("onnx", "model.onnx", job.parent.inputs, job.parent.outputs, "fp32", details=details)
