@@ -348,6 +348,7 @@ class TestOnnx:
         onnx.checker.check_model(str(out / "model.onnx"))
 
     def test_large_external_weights_are_copied_and_never_loaded(self, imported, samples, tmp_path, monkeypatch):
+        monkeypatch.setattr(onnx_format, "SMALL", 0)
         monkeypatch.setattr(canonical, "LARGEST_FILE_BYTES", 256)
         monkeypatch.setattr(canonical, "PIECE_BYTES", 100)
         onnx.save(conv_graph(), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
@@ -358,6 +359,7 @@ class TestOnnx:
         assert "too large to be compared with its source" in told.produced.details["notes"]
 
     def test_large_external_weights_that_end_early(self, imported, tmp_path, monkeypatch):
+        monkeypatch.setattr(onnx_format, "SMALL", 0)
         monkeypatch.setattr(canonical, "LARGEST_FILE_BYTES", 256)
         onnx.save(conv_graph(), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
         (tmp_path / "m.data").write_bytes((tmp_path / "m.data").read_bytes()[:100])

@@ -1,11 +1,17 @@
+import shutil
+from dataclasses import replace
+
 import fashion
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from edgeopt.artifact import list_files
 from edgeopt.backends import onnxruntime as backend
 from edgeopt.compilers import onnxruntime as compiler
 from edgeopt.errors import UnsupportedOperator
+from edgeopt.formats import ModelRef, canonical
+from edgeopt.formats import onnx as onnx_format
 from edgeopt.stages import compile as stage
 
 
@@ -75,3 +81,22 @@ def test_an_operator_without_a_kernel_is_named(tmp_path):
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(UnsupportedOperator, match="Erf"):
         backend.load(tmp_path / "model.onnx", {}, 1)
+
+
+def test_what_an_import_keeps_beside_the_model_is_no_part_of_what_runs(tmp_path):
+    parent, folder = fashion.source()
+    shutil.copytree(folder, tmp_path / "import")
+    (tmp_path / "import" / "program.pt2").write_bytes(b"of torch")
+    parent = replace(parent, files=list_files(tmp_path / "import"))
+    _, made = fashion.run_stage(stage, "onnxruntime", (parent, tmp_path / "import"), tmp_path / "made")
+    assert [path.name for path in made.iterdir()] == ["model.onnx"]
+
+
+def test_the_weights_of_a_large_model_stay_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(canonical, "LARGEST_FILE_BYTES", 256)
+    model, large = onnx.load(fashion.SAMPLE / "model.onnx"), tmp_path / "m.onnx"
+    onnx.save(model, large, save_as_external_data=True, location="m.data", size_threshold=0)
+    (tmp_path / "import").mkdir()
+    onnx_format.to_onnx(ModelRef(str(large)), None, tmp_path / "import", lambda *_: None)
+    _, made = fashion.run_stage(stage, "onnxruntime", (fashion.source()[0], tmp_path / "import"), tmp_path / "made")
+    assert sorted(path.name for path in made.iterdir()) == ["model.onnx", "model.onnx.data"]

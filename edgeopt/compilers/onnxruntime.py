@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from edgeopt import lowering
 from edgeopt.backends import onnxruntime as backend
 from edgeopt.compilers import listed
+from edgeopt.formats import counting
 from edgeopt.stages import Options, Produced, StageJob
 
 VERSION = 1
@@ -93,7 +94,7 @@ def compile(job: StageJob) -> Produced:
         runtime = {"fold_weights": True}
     else:
         shutil.copyfile(source, made)
-        for beside in (file.path for file in job.parent.files if file.path != job.parent.main):  # a large one's weights
+        for beside in counting.external_files(onnx.load(str(source), load_external_data=False)):
             shutil.copyfile(job.parent_folder / beside, job.out / beside)
     job.progress(None, "loading the model in onnxruntime")
     session = backend.load(made, runtime, threads=1)

@@ -165,6 +165,12 @@ def external(model: Any) -> Iterator[Any]:
                 yield tensor
 
 
+def external_files(model: Any) -> list[str]:
+    """The files beside the model that hold its tensors, as the model names them."""
+    entries = (entry for tensor in external(model) for entry in tensor.external_data)
+    return sorted({str(entry.value) for entry in entries if entry.key == "location"})
+
+
 def has_external(model: Any) -> bool:
     """Whether a tensor's values are in a file beside the model, not loaded."""
     return next(external(model), None) is not None

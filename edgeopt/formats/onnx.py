@@ -5,6 +5,7 @@ External weights must lie in the model's own folder: a file from a stranger may 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from edgeopt.errors import InputError, StageError
 from edgeopt.formats import Imported, ModelRef, Progress, Summary, canonical, counting, require
 from edgeopt.samples import Samples
+
+SMALL = 256  # elements of a tensor that is loaded even where a model's weights are not
 
 
 def tools() -> Sequence[str]:
@@ -31,7 +34,9 @@ def to_onnx(ref: ModelRef, samples: Path | None, out: Path, progress: Progress) 
         feeds = canonical.fit(data.batch(0, min(len(data), canonical.SAMPLES_CHECKED)), inputs, path.name)
     size = sum(file.stat().st_size for file in (path, *external))
     large = bool(external) and size >= canonical.LARGEST_FILE_BYTES
-    if not large:
+    if large:
+        _load_weights(model, path, most=SMALL)
+    else:
         _load_weights(model, path)
     expected, notes = None, ["too large to be compared with its source"] if large else []
     if feeds is not None and not large:
@@ -96,11 +101,16 @@ def read(path: Path) -> Any:
     return model
 
 
-def _load_weights(model: Any, path: Path) -> None:
+def _load_weights(model: Any, path: Path, most: int | None = None) -> None:
+    """Load external tensors, those of at most `most` elements where that is given: axes and shapes decide the graph."""
     import onnx
 
+    chosen = [tensor for tensor in counting.external(model) if most is None or math.prod(tensor.dims) <= most]
     try:
-        onnx.load_external_data_for_model(model, str(path.parent))
+        for tensor in chosen:
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise InputError(f"its external weights cannot be read: {error}", where=path.name) from error
 
